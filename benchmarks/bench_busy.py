@@ -2,8 +2,8 @@
 
 Ours works like a verb: waiting threads yield, and the number of threads is measured before the first step.
 The baseline is plain torch: all cores, and OpenMP's default wait policy. Both train the same model in their
-own processes, which alternate; every second round starts with the baseline. The value is the median over rounds of the mean step time of a process,
-since a busy machine delays single steps.
+own processes, which alternate; every second round starts with the baseline. The value is the median over
+rounds of the mean step time of a process, since a busy machine delays single steps.
 """
 
 from __future__ import annotations

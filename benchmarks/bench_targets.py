@@ -67,7 +67,7 @@ def _weights(file: str) -> str:
     return f"target.arguments.weights={{folder}}/{file}"
 
 
-_FEATURES = "{teacher: '{folder}/teacher.safetensors', normalise: l2, loss: cosine}"
+_FEATURES = "{teacher: '{folder}/teacher.safetensors', normalize: l2, loss: cosine}"
 CASES = (
     Case("hog", "k400_maskfeat_mvitv2_s", goal="under 3 % of the step"),
     Case("pixels", "k400_pixels_mvitv2_s"),

@@ -94,7 +94,7 @@ def measure(encoder: Encoder, run: Path) -> dict[str, float]:
     scores = linear_probe_scores(averaged, labels, tested.features.mean(axis=1), classes=classes)
     return {
         "class_top1": accuracy(scores, tested.labels).top1,
-        "colour_r2": explained(known, tested),
+        "color_r2": explained(known, tested),
         "same_video": 100 * same_video(tested.features),
         "change": float(100 * tested.in_time.sum() / tested.in_total.sum()),
     }

@@ -393,3 +393,11 @@ def test_mistake_is_one_line_and_exit_code_2(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", ["predict", "visualize", "detect"])
+def test_former_name_of_the_weights_is_accepted(verb: str) -> None:
+    config = cli.CommandLine(verb).read(["checkpoint=best.safetensors", "a.mp4"])
+    files = config.files if verb == "detect" else config
+    assert (files.weights, files.videos) == ("best.safetensors", ["a.mp4"])
+    assert "CHECKPOINT" not in cli.CommandLine(verb).parser().format_help()

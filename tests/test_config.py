@@ -14,8 +14,11 @@ import torch
 import yaml
 
 from videomaskfeat.config import (
+    SPELLINGS,
+    Override,
     check_config,
     config_text,
+    current_values,
     flat,
     free_keys,
     key,
@@ -36,6 +39,7 @@ from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import (
     CompareConfig,
     DetectConfig,
+    DetectVideoConfig,
     FinetuneConfig,
     MaskConfig,
     PretrainConfig,
@@ -60,7 +64,7 @@ Load = Callable[..., Any]
 def load(tmp_path: Path) -> Load:
     """``load(text, *overrides)`` reads a pre-training config from x.yaml."""
 
-    def read(text: str, *overrides: str, schema: type = PretrainConfig, **options: Any) -> Any:
+    def read(text: str, *overrides: str | Override, schema: type = PretrainConfig, **options: Any) -> Any:
         path = tmp_path / "x.yaml"
         path.write_text(text, encoding="utf-8")
         return load_config(schema, str(path), overrides, **options)
@@ -140,12 +144,60 @@ def test_arguments_in_the_file_are_dropped_if_an_override_sets_another_name(
     assert lines == ([] if "depth" in arguments else [note])
 
 
+BRITISH = {present: former for former, present in SPELLINGS.items()}
+
+
 def test_former_name_of_a_section_is_accepted_with_a_note(load: Load, tmp_path: Path) -> None:
     lines: list[str] = []
-    config = load("colour: {contrast: 0.5}", "colour.saturation=1", schema=DetectConfig, log=lines.append)
+    former = BRITISH["color"]
+    texts = f"{former}: {{contrast: 0.5}}", f"{former}.saturation=1"
+    config = load(*texts, schema=DetectConfig, log=lines.append)
     assert (config.color.contrast, config.color.saturation) == (0.5, 1)
-    places = ("argument 'colour.saturation=1'", f"{tmp_path}/x.yaml")
-    assert lines == [f"{place}: the section colour is now named color" for place in places]
+    places = (f"argument '{former}.saturation=1'", f"{tmp_path}/x.yaml")
+    assert lines == [f"{place}: the section {former} is now named color" for place in places]
+    assert load("told: {top: 7}", schema=DetectVideoConfig).actions.top == 7
+
+
+@pytest.mark.parametrize(("former", "present"), SPELLINGS.items())
+def test_british_spelling_of_arguments_is_accepted_with_a_note(
+    load: Load, tmp_path: Path, former: str, present: str
+) -> None:
+    lines: list[str] = []
+    config = load(
+        f"target: {{arguments: {{targets: {{pixels: {{arguments: {{{former}: false}}}}}}}}}}",
+        f"method.arguments.{former}.hue=0.5",
+        log=lines.append,
+    )
+    assert config.target.arguments == {"targets": {"pixels": {"arguments": {present: False}}}}
+    assert config.method.arguments == {present: {"hue": 0.5}}
+    assert lines == [
+        f"argument 'method.arguments.{former}.hue=0.5': method.arguments.{former} is now named {present}",
+        f"{tmp_path}/x.yaml: target.arguments.targets.pixels.arguments.{former} is now named {present}",
+    ]
+
+
+def test_british_spelling_of_a_choice_is_accepted(load: Load) -> None:
+    assert load(f"model: {{inflate: {BRITISH['centered']}}}").model.inflate == "centered"
+    area = Override("evaluate.area", BRITISH["center"], "--area", literal=True)
+    assert load("", area, schema=DetectConfig).evaluate.area == "center"
+
+
+def test_names_outside_arguments_keep_their_spelling(load: Load) -> None:
+    """Files and names of the user may be spelled like a former name."""
+    former = list(SPELLINGS)
+    targets = ", ".join(f"{name}: {{}}" for name in former)
+    config = load(f"compare: {{targets: {{{targets}}}}}", f"compare.folder={former[0]}", schema=CompareConfig)
+    assert (list(config.compare.targets), config.compare.folder) == (former, former[0])
+
+
+def test_flat_values_of_an_earlier_version_get_the_present_names() -> None:
+    color, center = BRITISH["color"], BRITISH["center"]
+    former = {f"method.arguments.{color}.{BRITISH['gray']}": 0.5, "data.train": center}
+    present = {"method.arguments.color.gray": 0.5, "data.train": center}
+    assert current_values(PretrainConfig, former) == present
+    former = {"evaluate.area": center, f"{color}.contrast": 1, "run.seed": 3}
+    present = {"evaluate.area": "center", "color.contrast": 1, "run.seed": 3}
+    assert current_values(DetectConfig, former) == present
 
 
 @pytest.mark.parametrize(
@@ -173,7 +225,7 @@ def test_former_name_of_a_section_is_accepted_with_a_note(load: Load, tmp_path: 
         ("", ["run.seed"], r"argument 'run\.seed' is not of the form section\.key=value"),
         ("", ["data.train=[1"], r"argument 'data\.train=\[1': the value is not YAML"),
         ("a: 1\n b: [", [], r"x\.yaml, line 2: not valid YAML"),
-        ("- 1\n- 2", [], r"x\.yaml: contains a list; a config must be a mapping"),
+        ("- 1\n- 2", [], r"x\.yaml contains a list; a config must be a mapping"),
         ("5", [], "contains the value '5'; a config must be a mapping of sections"),
         ("optim:", [], "optim is a section and cannot be set to None; set optim.KEY"),
         ("optim: ${optim}", [], r"optim is a section and cannot be set to '\$\{optim\}'"),

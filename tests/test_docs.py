@@ -39,14 +39,19 @@ EXAMPLES = ("docs/extending.md", "docs/how_to/export.md")  # their code is run b
 
 
 @functools.cache
-def reference() -> ModuleType:
-    """The generator of the reference pages, which is in no package."""
-    spec = importlib.util.spec_from_file_location("reference_pages", ROOT / "docs" / "reference_pages.py")
+def script(path: str) -> ModuleType:
+    """A script of the repository, which is in no package."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def reference() -> ModuleType:
+    """The generator of the reference pages."""
+    return script("docs/reference_pages.py")
 
 
 def without_code(text: str) -> str:
@@ -272,6 +277,43 @@ def test_commands_of_readme_run(
     assert ran == {"check-data", "pretrain", "extract-features", "finetune", "evaluate", "predict"}
     for code in blocks(README, "python"):
         exec(code.replace("my_videos/one.mp4", "my_videos/000000.mp4"), {})
+
+
+SMALL = {
+    "sample-data": ["--videos", "20", "--frames", "8", "--size", "40", "--ava-videos", "4", "--images", "0"],
+    "pretrain": [*TINY["pretrain"], *SHORT, "run.pictures=0"],
+    "finetune": [*TINY["finetune"], *SHORT, "optim.warmup_epochs=0.5", "evaluate.views=1"],
+    "detect-train": [*TINY["finetune"], *SHORT, "clip.short_side=[32,40]", "evaluate.short_side=32"],
+    "evaluate": ["--workers", "0"],
+}
+"""Changes of the demos' commands, by verb."""
+
+
+def test_demos_of_readme_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`make demo` and `make demo-detect` start these scripts; the commands run on tiny videos and models."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+
+    def run_small(commands: list[list[str]], *, again: str) -> int:
+        assert again in (ROOT / "README.md").read_text(encoding="utf-8")
+        for verb, *words in commands:
+            assert main([verb, *words, *SMALL.get(verb, [])]) == 0, (words, capsys.readouterr().err)
+        return 0
+
+    for name, results in (
+        ("demo", ("from the trained model ", "report      demo/finetuned/report.html")),
+        ("demo_detect", ("from the trained encoder ", "film        demo/film/")),
+    ):
+        assert f"tools/{name}.py" in (ROOT / "Makefile").read_text(encoding="utf-8")
+        demo = script(f"tools/{name}.py")
+        monkeypatch.setattr(demo, "run_in_order", run_small)
+        assert demo.main() == 0
+        printed = capsys.readouterr().out
+        assert all(words in printed for words in results)
+        for path in re.findall(r"demo/\S+\.(?:html|mp4|safetensors|pt)", printed):
+            assert (tmp_path / path).is_file(), path
 
 
 # The site.

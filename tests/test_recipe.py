@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from videomaskfeat.config import SPELLINGS
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
@@ -63,7 +64,7 @@ def test_missing_values_of_older_files_have_defaults() -> None:
         ("{", "not a valid pre-training recipe"),
         ("[]", "not a valid pre-training recipe"),
         ('{"target": {"name": "hog"}}', "clip is missing"),
-        ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "colour": 2}, "target": {"name": "hog"}}', "colour"),
+        ('{"clip": {"frames": 1, "stride": 1, "crop": 1, "color": 2}, "target": {"name": "hog"}}', "color"),
     ],
 )
 def test_damaged_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -107,7 +108,7 @@ def test_pretraining_weights_are_not_a_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["model.pyth", "step_10.pt", "model.pth", "last.ckpt"])
 def test_error_for_torch_checkpoint_names_the_import(tmp_path: Path, name: str) -> None:
     for read in (read_recipe, read_classify_recipe, read_testing_recipe):
-        with pytest.raises(UserError, match=rf"{name}: a PyTorch checkpoint, .*import-slowfast --config"):
+        with pytest.raises(UserError, match=rf"{name} is a PyTorch checkpoint, .*import-slowfast --config"):
             read(tmp_path / name)
 
 
@@ -123,7 +124,7 @@ def test_testing_recipe_is_the_classifiers_or_one_view_of_the_pretrained(tmp_pat
     assert read_testing_recipe(path) == classify
     path = write(tmp_path / "b.safetensors", {METADATA_KEY: PretrainRecipe(clip).to_json()})
     assert read_testing_recipe(path) == ClassifyRecipe(clip, views=1, crops=1, short_side=64)
-    with pytest.raises(UserError, match=r"c.safetensors: weights without a recipe"):
+    with pytest.raises(UserError, match=r"c.safetensors contains weights without a recipe"):
         read_testing_recipe(write(tmp_path / "c.safetensors", {"model": "x"}))
 
 
@@ -229,7 +230,7 @@ def test_invalid_json_causes_no_traceback(tmp_path: Path, text: str) -> None:
 
 DETECT_CLIP = ClipRecipe(frames=4, stride=2, crop=32)
 DETECT_RECIPE = DetectRecipe(
-    DETECT_CLIP, {1: "bend", 3: "réad"}, 4, poses=(1, 2), short_side=40, area="centre", score_threshold=0.7
+    DETECT_CLIP, {1: "bend", 3: "réad"}, 4, poses=(1, 2), short_side=40, area="center", score_threshold=0.7
 )
 TINY: dict[str, Any] = {"depth": 2, "width": 8, "clip_size": (4, 32, 32)}
 
@@ -316,9 +317,18 @@ def test_damaged_detect_recipe_is_refused(tmp_path: Path, text: str, words: str)
         read_detect_recipe(path)
 
 
+def test_british_spelling_in_older_weights_files_is_read() -> None:
+    british = {present: former for former, present in SPELLINGS.items()}
+    text = DETECT_RECIPE.to_json().replace("center", british["center"])
+    assert DetectRecipe.from_json(text) == DETECT_RECIPE
+    arguments = {"targets": {"pixels": {"arguments": {"normalized": False}}}}
+    recipe = PretrainRecipe(DETECT_CLIP, target="combined", target_arguments=arguments)
+    assert PretrainRecipe.from_json(recipe.to_json().replace("normalized", british["normalized"])) == recipe
+
+
 def test_invalid_detect_recipe_is_refused() -> None:
-    with pytest.raises(UserError, match="area 'center' is unknown; did you mean 'centre'"):
-        DetectRecipe(DETECT_CLIP, {1: "bend"}, 1, area="center")
+    with pytest.raises(UserError, match="area 'centr' is unknown; did you mean 'center'"):
+        DetectRecipe(DETECT_CLIP, {1: "bend"}, 1, area="centr")
     with pytest.raises(UserError, match="action 5 is out of range: action ids are 1"):
         DetectRecipe(DETECT_CLIP, {5: "bend"}, 4)
     with pytest.raises(UserError, match="action 9 is out of range"):

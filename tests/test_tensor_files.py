@@ -118,21 +118,21 @@ class _MakesFolder:
 def test_pickled_code_is_named_and_not_run(tmp_path: Path, zipped: bool) -> None:
     path, folder = tmp_path / "model.pt", tmp_path / "made"
     torch.save({**STATE, "extra": _MakesFolder(folder)}, path, _use_new_zipfile_serialization=zipped)
-    words = rf"model\.pt: contains pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
+    words = rf"model\.pt contains pickled code .*{os.mkdir.__module__}\.mkdir.* save only its tensors"
     with pytest.raises(PickledCode, match=words) as caught:
         read_torch_file(str(path))
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(_MakesFolder(folder)))
-    with pytest.raises(UserError, match=r"model\.pt: "):
+    with pytest.raises(UserError, match=r"model\.pt contains pickled code"):
         read_torch_file(str(path))
     assert not folder.exists()
 
 
 def test_pipe_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.pt")
-    with pytest.raises(UserError, match=r"model\.pt: is not a regular file"):
+    with pytest.raises(UserError, match=r"model\.pt is not a regular file"):
         read_torch_file(str(tmp_path / "model.pt"))
-    with pytest.raises(UserError, match=r"model\.pt: is not a regular file"):
+    with pytest.raises(UserError, match=r"model\.pt is not a regular file"):
         read_safetensors(str(tmp_path / "model.pt"))
 
 

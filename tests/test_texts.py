@@ -43,19 +43,19 @@ def test_unambiguous_encodings_and_line_ends_are_read(tmp_path: Path, encoding: 
             "a.txt:1: byte 0xf6 is not UTF-8, .* probably windows-1252; .*iconv",
         ),
         ("b\n视频片段".encode("gb18030"), "a.txt:2: byte 0x.* probably gb18030; .*iconv -f gb18030"),
-        ("a,b,c,d\n".encode("utf-16le"), "a.txt: is probably UTF-16LE without a byte order mark; .*iconv"),
-        ("a,b,c,d\n".encode("utf-16be"), "a.txt: is probably UTF-16BE"),
-        ("a,b,c,d\n".encode("utf-32le"), "a.txt: is probably UTF-32LE"),
-        (b"\xff\xfea\0\0\xd8b", "a.txt: has the byte order mark of UTF-16 and is not valid UTF-16"),
+        ("a,b,c,d\n".encode("utf-16le"), "a.txt is probably UTF-16LE without a byte order mark; .*iconv"),
+        ("a,b,c,d\n".encode("utf-16be"), "a.txt is probably UTF-16BE"),
+        ("a,b,c,d\n".encode("utf-32le"), "a.txt is probably UTF-32LE"),
+        (b"\xff\xfea\0\0\xd8b", "a.txt has the byte order mark of UTF-16 and is not valid UTF-16"),
         (b"a\nb\0c", "a.txt:2: NUL byte, so this is not text"),
-        (b"\x1f\x8b\x08\0", "a.txt: is a gzip file, not text; unpack it first"),
-        (b"PK\x03\x04", "a.txt: is a zip file, as PyTorch's checkpoints are, not text; give text"),
-        (b"\x7fELF\x02", r"a.txt: is an executable \(ELF\), not text"),
-        (b"\x80\x04\x95", "a.txt: is a pickle file, not text"),
-        (b"\0\0\0\x18ftypmp42", "a.txt: is a video, not text"),
-        (b"\x93NUMPY\x01", "a.txt: is a NumPy array"),
-        (b"\x08\0\0\0\0\0\0\0" + b'{"a":1}', "a.txt: is a safetensors file"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "a.txt: is a Git LFS pointer, .*git lfs pull"),
+        (b"\x1f\x8b\x08\0", "a.txt is a gzip file, not text; unpack it first"),
+        (b"PK\x03\x04", "a.txt is a zip file, as PyTorch's checkpoints are, not text; give text"),
+        (b"\x7fELF\x02", r"a.txt is an executable \(ELF\), not text"),
+        (b"\x80\x04\x95", "a.txt is a pickle file, not text"),
+        (b"\0\0\0\x18ftypmp42", "a.txt is a video, not text"),
+        (b"\x93NUMPY\x01", "a.txt is a NumPy array"),
+        (b"\x08\0\0\0\0\0\0\0" + b'{"a":1}', "a.txt is a safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a.txt is a Git LFS pointer, .*git lfs pull"),
     ],
 )
 def test_file_that_is_not_text_is_named(tmp_path: Path, data: bytes, words: str) -> None:
@@ -82,7 +82,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.path.relpath(place))
         for path, kind in ((pipe, "named pipe"), (place, "socket"), (Path("/dev/zero"), "device")):
-            with pytest.raises(UserError, match=f"^{path}: is a {kind}, but a regular file is needed"):
+            with pytest.raises(UserError, match=f"^{path} is a {kind}, but a regular file is needed"):
                 open_file(path, "rb")
     for path, words in (
         ("a\0b", "is not a valid path"),
@@ -112,7 +112,7 @@ def test_size_of_lists_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with open_rows(path, what="a list") as rows:
         assert len(list(rows)) == 4
     monkeypatch.setattr(texts, "LIST_BYTES", 31)
-    words = r"list\.csv: has more than 31 bytes, too many for a list"
+    words = r"list\.csv has more than 31 bytes, too many for a list"
     with pytest.raises(UserError, match=words):
         read_rows(path)
     with pytest.raises(UserError, match=words), open_rows(path, what="a list"):
@@ -181,8 +181,8 @@ def test_aliases_count_as_their_content() -> None:
         ("[NaN]", "NaN is not a finite number"),
         ("[1e400]", "the number 1e400 is too large"),
         ("[" + "9" * 6000 + "]", "has more than 64 bits"),
-        ('{"a": 1', r"j:1: is not JSON .*; give JSON"),
-        (b"\xff\xfe", r"j:1: is not JSON"),
+        ('{"a": 1', r"j:1: not valid JSON .*; give JSON"),
+        (b"\xff\xfe", r"j:1: not valid JSON"),
         (b'{"\xe9": 1}', "probably windows-1252"),
     ],
 )

@@ -293,7 +293,7 @@ def _items(path: str | os.PathLike[str]) -> dict[int, dict[str, str]]:
             quoted = value[0] in "\"'"
             item[token[1]] = re.sub(r"\\(.)", r"\1", value[1:-1]) if quoted else value
     if not items:
-        raise UserError(f"{name}: has no action; give {what}")
+        raise UserError(f"{name} has no action; give {what}")
     return items
 
 

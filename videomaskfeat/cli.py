@@ -124,6 +124,8 @@ class CommandLine:
             name.partition(".")[2]: one for name, one in self.names.items() if self.flagged or one.rules.flag
         }
         """Name without its section -> key with a flag."""
+        self.former = {one.rules.former: name for name, one in self.keys.items() if one.rules.former}
+        """Former name of such a key -> its present name."""
 
     def read(self, arguments: Sequence[str]) -> Any:
         """The config or the options of the verb; None if ``--keys`` is among the arguments, which is done.
@@ -312,6 +314,7 @@ class CommandLine:
         """``section.key`` of ``key=value`` or ``section.key=value``; empty if there is no such key."""
         name, equals, _ = word.partition("=")
         first, dot, rest = name.partition(".")
+        first = self.former.get(first, first)
         if equals and self.flagged and first in self.keys:
             return f"{self.keys[first].name}{dot}{rest}"
         current = f"{current_name(self.schema, name)}."

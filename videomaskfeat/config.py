@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 import re
 import typing
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -25,6 +26,16 @@ T = TypeVar("T")
 _DEEPEST_KEY = 16  # maximum number of names in an override's key, ``section.key.name``
 _LONGEST_INTERPOLATION = 1000  # characters; omegaconf's grammar is recursive
 _BOOLS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+SPELLINGS = {
+    "centre": "center",
+    "centre_momentum": "center_momentum",
+    "centred": "centered",
+    "colour": "color",
+    "grey": "gray",
+    "normalise": "normalize",
+    "normalised": "normalized",
+}
+"""British spelling of names and choices in earlier configs and saved files -> the present one."""
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
 # Errors of omegaconf for trees of the wrong form, besides its own.
 _MISFITS = (OmegaConfBaseException, TypeError, AttributeError, ValueError, AssertionError, RecursionError)
@@ -47,6 +58,7 @@ class Rules:
         null: meaning of null, printed instead of it.
         positional: whether the value may be a positional argument of the verb.
         flag: name of the verb's ``--flag``, if it differs from the key's.
+        former: name of the key in earlier versions, which is still accepted.
     """
 
     meaning: str
@@ -61,6 +73,12 @@ class Rules:
     null: str = ""
     positional: bool = False
     flag: str = ""
+    former: str = ""
+
+    def present_choice(self, value: Any) -> Any:
+        """The value, or the present spelling of a choice."""
+        present = SPELLINGS.get(value) if isinstance(value, str) else None
+        return present if present in self.choices and value not in self.choices else value
 
     def broken_by(self, name: str, value: Any) -> str:
         """The error in the value of the key ``name``, or an empty string."""
@@ -258,7 +276,7 @@ class Override:
         try:
             return parse_yaml(self.value, "")
         except UserError as error:
-            problem = re.sub(r"^(, line \d+)?: (not valid YAML: )?", "", str(error))
+            problem = re.sub(r"^(, line \d+)?:? (not valid YAML: )?", "", str(error))
             raise UserError(f"{self.where}: the value is not YAML: {problem}") from error
 
 
@@ -272,8 +290,7 @@ def load_config(
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
     ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name and
-    are dropped if an override sets another one. ``log`` receives a line about this, and about a former name
-    of a section.
+    are dropped if an override sets another one. ``log`` receives a line about this, and about a former name.
 
     Raises:
         UserError: a file that is missing or not YAML, an unknown key (with the nearest known one), a value of
@@ -286,11 +303,14 @@ def load_config(
     for name, one in known.items():
         tree.setdefault(name.partition(".")[0], {})[name.partition(".")[2]] = one.value
     parsed = [Override.parse(one) if isinstance(one, str) else one for one in overrides]
-    parsed = [replace(one, name=current_name(schema, one.name, one.where, log)) for one in parsed]
-    layers = [(one.where, _expand(one.tree(), tree, one.where)) for one in parsed if not one.literal]
+    layers = [
+        (one.where, _expand(_rename(one.tree(), schema, one.where, log), tree, one.where))
+        for one in parsed
+        if not one.literal
+    ]
+    parsed = [replace(one, name=current_name(schema, one.name)) for one in parsed]
     if path:
-        layer = {current_name(schema, str(name), path, log): keys for name, keys in _read_file(path).items()}
-        _merge(tree, _expand(layer, tree, path))
+        _merge(tree, _expand(_rename(_read_file(path), schema, path, log), tree, path))
         for line in _drop_arguments_of_others(tree, [layer for _, layer in layers]):
             log(f"{path}: {line}")
     for _, layer in layers:
@@ -305,28 +325,81 @@ def load_config(
     for name, value in _resolve(tree, setter):
         try:
             rules = known[name].rules
-            value = None if rules.null.isalpha() and value == rules.null else value
+            value = None if rules.null.isalpha() and value == rules.null else rules.present_choice(value)
             _set(config, name, _convert(value, known[name].kind, known[name].value))
         except ValueError as error:
             either = f", or {rules.null}" if rules.null.isalpha() else ""
             raise UserError(f"{setter(name)}: {name} {_show(value)} must be {error}{either}") from None
     for override in parsed:
         if override.literal:
-            _set(config, override.name, override.value)
+            _set(config, override.name, known[override.name].rules.present_choice(override.value))
     check_config(config, lambda name: f"{setter(name)}: ", complete=False)
     return config
 
 
-def current_name(
-    schema: type, name: str, where: str = "", log: Callable[[str], None] = lambda line: None
-) -> str:
-    """A section or key by its present name; ``log`` receives a line about a former name of its section."""
-    first, dot, rest = name.partition(".")
-    for item in fields(schema):
-        if first and first == item.metadata.get("former"):
-            log(f"{where}: the section {first} is now named {item.name}")
-            return f"{item.name}{dot}{rest}"
-    return name
+def current_name(schema: type, name: str) -> str:
+    """``section``, ``section.key`` or a name inside a key's arguments, by its present name."""
+    current: list[str] = []
+    for word in name.split("."):
+        current.append(_current_word(schema, current, word))
+    return ".".join(current)
+
+
+def current_values(schema: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A flat config of an earlier version (see :func:`flat`), with the present names and choices."""
+    rules = {one.name: one.rules for one in keys_of(schema)}
+    renamed = {current_name(schema, name): value for name, value in values.items()}
+    return {
+        name: rules[name].present_choice(value) if name in rules else value for name, value in renamed.items()
+    }
+
+
+def current_arguments(arguments: Any) -> Any:
+    """Arguments from a saved file, with the present spelling of their names at all levels."""
+    if not isinstance(arguments, Mapping):
+        return arguments
+    return {SPELLINGS.get(name, name): current_arguments(value) for name, value in arguments.items()}
+
+
+def _current_word(schema: type, parents: Sequence[str], name: str) -> str:
+    """The present name of a section, of a key (one parent), or of an argument (two or more)."""
+    if len(parents) > 1:
+        return SPELLINGS.get(name, name) if parents[1] == "arguments" else name
+    known = _former_names(schema).get(parents[0] if parents else "", {})
+    if name in known or not name:
+        return name
+    renamed = next((present for present, former in known.items() if former == name), SPELLINGS.get(name))
+    return renamed if renamed in known else name
+
+
+@functools.cache
+def _former_names(schema: type) -> dict[str, dict[str, str]]:
+    """Section, or "" for the sections themselves -> name -> former name, which may be empty."""
+    names = {"": {item.name: item.metadata.get("former", "") for item in fields(schema)}}
+    for one in keys_of(schema):
+        section, _, key = one.name.partition(".")
+        names.setdefault(section, {})[key] = one.rules.former
+    return names
+
+
+def _rename(
+    tree: Mapping[Any, Any],
+    schema: type,
+    where: str,
+    log: Callable[[str], None],
+    parents: tuple[str, ...] = (),
+) -> dict[Any, Any]:
+    """A tree of sections, keys and arguments under their present names; ``log`` receives a line for each."""
+    renamed = {}
+    for name, value in tree.items():
+        present = _current_word(schema, parents, name) if isinstance(name, str) else name
+        if present != name:
+            kind = f"{'.'.join(parents)}." if parents else "the section "
+            log(f"{where}: {kind}{name} is now named {present}")
+        if isinstance(value, dict) and len(parents) < _DEEPEST_KEY:
+            value = _rename(value, schema, where, log, (*parents, str(present)))
+        renamed[present] = value
+    return renamed
 
 
 def _set(config: Any, name: str, value: Any) -> None:
@@ -340,7 +413,7 @@ def _read_file(path: str) -> dict[str, Any]:
         return {}
     if not isinstance(plain, dict):
         content = "a list" if isinstance(plain, list) else f"the value {show_text(plain, 40)!r}"
-        raise UserError(f"{path}: contains {content}; a config must be a mapping of sections (see --keys)")
+        raise UserError(f"{path} contains {content}; a config must be a mapping of sections (see --keys)")
     return plain
 
 

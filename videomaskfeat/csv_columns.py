@@ -197,7 +197,7 @@ def read_csv(
     name, columns, first_line, at_start = os.fspath(path), 0, 1, True
     for data in _read_blocks(path, f"a CSV file with rows `{form}`"):
         if first_line == 1 and _BINARY.search(data, 0, _CHECKED_BYTES):
-            raise UserError(f"{name}: is not a text file (UTF-8); give a CSV file with rows `{form}`")
+            raise UserError(f"{name} is not a text file (UTF-8); give a CSV file with rows `{form}`")
         rows = TextRows(data, name, first_line=first_line)
         first_line = rows.next_line
         if not len(rows):
@@ -260,7 +260,7 @@ def _plain(data: bytes, name: str, what: str, *, first: bool) -> bytes:
     if first:
         return plain_rows(data, name, what=what)
     if b"\0" in data:
-        raise UserError(f"{name}: contains NUL bytes; give {what}")
+        raise UserError(f"{name} contains NUL bytes; give {what}")
     return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
 

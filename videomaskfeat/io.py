@@ -50,7 +50,7 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
     except FileNotFoundError as error:
         raise UserError(f"{text}: no such file; check the path, or the folder it is relative to") from error
     except IsADirectoryError as error:
-        raise UserError(f"{text}: is a folder; give a file") from error
+        raise UserError(f"{text} is a folder; give a file") from error
     except OSError as error:
         if "r" not in mode or error.errno not in _BAD_PATHS:
             raise
@@ -59,7 +59,7 @@ def open_file(path: str | os.PathLike[str], mode: str = "r", **kwargs: Any) -> I
     except UserError:
         raise
     except ValueError as error:  # a NUL character, or a surrogate that represents no byte
-        raise UserError(f"{text!r}: is not a valid path ({error}); check it") from error
+        raise UserError(f"{text!r} is not a valid path ({error}); check it") from error
 
 
 def _check_regular(path: str) -> None:
@@ -70,7 +70,7 @@ def _check_regular(path: str) -> None:
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
         name = _SPECIAL_FILES.get(kind, "special file")
         raise UserError(
-            f"{path}: is a {name}, but a regular file is needed; copy its content into a regular file"
+            f"{path} is a {name}, but a regular file is needed; copy its content into a regular file"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from videomaskfeat.config import SPELLINGS, current_arguments
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
@@ -36,7 +37,7 @@ KINDS = {
     DETECT_KEY: "weights of a detector of actions",
 }
 """Kinds of weights by the metadata key of their recipe, which is JSON, in a safetensors file."""
-AREAS = ("whole", "centre")
+AREAS = ("whole", "center")
 LIMITS: Limits = {
     "frames": (1, 10_000),
     "stride": (1e-6, 1e6),
@@ -251,7 +252,7 @@ class PretrainRecipe:
         def parse(fields: Any) -> PretrainRecipe:
             clip = _clip_of(fields)
             mask = build_dataclass(MaskRecipe, fields.get("mask", {}), name="mask", limits=LIMITS)
-            target = conform(fields.get("target"), Mapping[str, Any], "target")
+            target = current_arguments(conform(fields.get("target"), Mapping[str, Any], "target"))
             name = conform(target.pop("name", None), str, "target.name")
             return cls(clip, mask, name, target, conform(fields.get("method", "masked"), str, "method"))
 
@@ -329,7 +330,7 @@ class DetectRecipe:
         classes: number of actions, L; ids count from 1 to this.
         poses: ids of mutually exclusive actions: their scores are a softmax, the others are sigmoids.
         short_side: length in pixels of the resized short side at test time.
-        area: "whole" (the whole frame) or "centre" (a square center crop to which boxes are clipped).
+        area: "whole" (the whole frame) or "center" (a square center crop to which boxes are clipped).
         score_threshold: minimum score of a detected box.
 
     Raises:
@@ -372,7 +373,13 @@ class DetectRecipe:
     @classmethod
     def from_json(cls, text: str) -> DetectRecipe:
         """The inverse of :meth:`to_json`; raises as :meth:`PretrainRecipe.from_json`."""
-        return _parse(text, "detector's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
+
+        def parse(fields: Any) -> DetectRecipe:
+            if isinstance(fields, dict) and isinstance(fields.get("area"), str):
+                fields["area"] = SPELLINGS.get(fields["area"], fields["area"])
+            return build_dataclass(cls, fields, limits=LIMITS)
+
+        return _parse(text, "detector's", parse)
 
 
 def as_channel_values(value: Any, name: str) -> ChannelValues:
@@ -441,7 +448,9 @@ def read_detect_recipe(path: str | os.PathLike[str]) -> DetectRecipe:
 def _check_kind(path: str | os.PathLike[str], texts: Mapping[str, str], key: str, remedy: str) -> None:
     if key not in texts:
         kind = next((KINDS[other] for other in texts), "weights without a recipe")
-        raise UserError(f"{os.fspath(path)}: {kind}, not {KINDS[key]} (metadata key {key!r}); {remedy}")
+        raise UserError(
+            f"{os.fspath(path)} contains {kind}, not {KINDS[key]} (metadata key {key!r}); {remedy}"
+        )
 
 
 def read_clip_recipe(path: str | os.PathLike[str]) -> ClipRecipe:
@@ -464,8 +473,8 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
         clip = _read(lambda text: _parse(text, "clip's", _clip_of), texts, DETECT_KEY, path)
     else:
         raise UserError(
-            f"{os.fspath(path)}: weights without a recipe, so the clips of their model are unknown; give the "
-            "weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast`"
+            f"{os.fspath(path)} contains weights without a recipe, so the clips of their model are unknown; "
+            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast`"
         )
     return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
 
@@ -498,12 +507,12 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     name = os.fspath(path)
     if name.endswith(_TORCH_SUFFIXES):
         raise UserError(
-            f"{name}: a PyTorch checkpoint, not a safetensors file with a recipe; give the "
+            f"{name} is a PyTorch checkpoint, not a safetensors file with a recipe; give the "
             "weights.safetensors of a run, or convert a PySlowFast checkpoint by "
             "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`"
         )
     if is_folder(name):
-        raise UserError(f"{name}: is a folder; give the weights file in it, such as weights.safetensors")
+        raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")
     if not os.path.exists(name) and not is_file(name):
         raise UserError(f"{name}: no such file; give the weights.safetensors of a run")
     try:
@@ -512,7 +521,7 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         if error.reason == "unknown format":
             raise
         raise UserError(
-            f"{name}: not a safetensors file ({error.reason}); give the weights.safetensors of a run"
+            f"{name} is not a safetensors file ({error.reason}); give the weights.safetensors of a run"
         ) from error
     return {key: metadata[key] for key in KINDS if key in metadata}
 

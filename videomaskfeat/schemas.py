@@ -18,7 +18,7 @@ READERS = ("auto", "decord", "pyav")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
-AREAS = {"whole": "in its aspect ratio", "centre": "a square crop; boxes are clipped to it"}
+AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
     *("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block", "block_beit"),
@@ -167,7 +167,7 @@ class StartedModelConfig:
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
     weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
-    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centred"))
+    inflate: str = key("repeated", "an image model's kernel over time", choices=("repeated", "centered"))
     allow_missing: list[str] = key([], "more weights that the file may lack: names, or patterns (norm.*)")
     allow_unused: list[str] = key([], "more weights that the file may have in excess")
 
@@ -527,7 +527,7 @@ class DetectConfig:
 
     data: ActionDataConfig = section(ActionDataConfig)
     clip: ActionClipConfig = section(ActionClipConfig)
-    color: ColorConfig = section(ColorConfig, former="colour")
+    color: ColorConfig = section(ColorConfig)
     boxes: BoxConfig = section(BoxConfig)
     model: PretrainedModelConfig = section(
         PretrainedModelConfig,
@@ -562,7 +562,9 @@ class DetectConfig:
 class CompareSettings:
     """Targets, seeds and shared configs of a comparison.
 
-    An entry of ``targets`` is a mapping of three keys, all optional:
+    ``finetunes`` maps names, such as ``motion`` and ``appearance``, to section -> key -> value on top of
+    ``finetune`` and ``shared.finetune``: each encoder is fine-tuned once per name. An entry of ``targets`` is
+    a mapping of three keys, all optional:
 
     - ``pretrain`` and ``finetune``: section -> key -> value, on top of the shared configs;
     - ``before``: runs that come first, such as a tokenizer's or a teacher's: name -> ``{verb, config, keys,
@@ -575,6 +577,9 @@ class CompareSettings:
     folder: str = key("", "folder of all runs; an existing one is continued", required="runs/compare")
     pretrain: str = key("", "pre-training config of all targets", required="configs/pretrain/sample.yaml")
     finetune: str = key("", "fine-tuning config of all targets; empty: no fine-tuning")
+    finetunes: dict[str, Any] = key(
+        {}, "keys per fine-tuning, such as one per factor; empty: one fine-tuning"
+    )
     shared: dict[str, Any] = key({}, "pretrain, finetune: keys that differ from those files, for all targets")
     targets: dict[str, Any] = key({}, "keys per target name; see docs/comparing.md", required="{hog: {}}")
     only: list[str] = key([], "targets to run (empty: all)", flag="targets")
@@ -612,7 +617,7 @@ class BatchOptions(MachineOptions):
 class DetectFiles:
     """files"""
 
-    checkpoint: str = key("", "weights of a detect-train run", positional=True)
+    weights: str = key("", "weights of a detect-train run", positional=True, former="checkpoint")
     videos: list[str] = key([], "video files", positional=True)
     out: str = key(".", "folder for NAME_actions.*")
 

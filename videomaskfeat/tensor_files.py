@@ -51,7 +51,7 @@ class PickledCode(UserError):
 
     def __init__(self, path: str, name: str = "") -> None:
         super().__init__(
-            f"{path}: contains pickled code{f' ({name})' if name else ''} besides tensors, which is never "
+            f"{path} contains pickled code{f' ({name})' if name else ''} besides tensors, which is never "
             "run; if you trust the file, load it with torch, save only its tensors "
             "(torch.save({'model_state': state}, ...)) and give that file"
         )
@@ -69,9 +69,9 @@ def require_file(path: str) -> None:
         if is_folder(path):
             inside = os.path.join(path, "weights.safetensors")
             remedy = f"the weights in it, {inside}" if is_file(inside) else "the weights file itself"
-            raise UserError(f"{path}: is a folder; give {remedy}")
+            raise UserError(f"{path} is a folder; give {remedy}")
         if os.path.exists(path):
-            raise UserError(f"{path}: is not a regular file; give a weights file")
+            raise UserError(f"{path} is not a regular file; give a weights file")
         raise UserError(f"{path}: no such file; check the path")
     start = _read_start(path)
     if not start:

@@ -124,7 +124,7 @@ def decode_text(data: bytes, name: str, *, what: str) -> str:
     except UnicodeDecodeError as error:
         if encoding and encoding != "utf-8-sig":
             raise UserError(
-                f"{name}: has the byte order mark of {encoding.upper()} and is not valid {encoding.upper()} "
+                f"{name} has the byte order mark of {encoding.upper()} and is not valid {encoding.upper()} "
                 f"(byte {error.start}); write {what} in UTF-8"
             ) from error
         line = data.count(b"\n", 0, error.start) + 1
@@ -142,7 +142,7 @@ def _check_kind(data: bytes, name: str, what: str, remedy: str = "") -> None:
     """Raise UserError if the first bytes are those of an archive, a checkpoint, a video or another kind."""
     kind = _file_kind(data[:512])
     if kind:
-        raise UserError(f"{name}: is {kind[0]}, not {what}; {kind[1] or remedy or f'give {what}'}")
+        raise UserError(f"{name} is {kind[0]}, not {what}; {kind[1] or remedy or f'give {what}'}")
 
 
 def _file_kind(start: bytes) -> tuple[str, str] | None:
@@ -186,7 +186,7 @@ def parse_json(text: str | bytes, name: str, *, remedy: str = "", allow_nan: boo
         raise too_deep from error
     except ValueError as error:
         line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
-        raise UserError(f"{name}{line}: is not JSON ({error}){tail}") from error
+        raise UserError(f"{name}{line}: not valid JSON ({error}){tail}") from error
     if _is_deeper_than(value, _JSON_DEPTH):
         raise too_deep
     return value
@@ -224,7 +224,7 @@ def parse_yaml(text: str, name: str) -> Any:
             levels, an anchor that contains itself, or aliases that expand to more than 10,000 values.
     """
     if len(text) > YAML_BYTES:
-        raise UserError(f"{name}: has {len(text)} characters; YAML may have {YAML_BYTES} at most")
+        raise UserError(f"{name} has {len(text)} characters; YAML may have {YAML_BYTES} at most")
     # libyaml rejects the escapes of lone surrogates, which represent bytes of file names that are not UTF-8.
     loader = _PlainLoader if re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text) else _FastLoader
     try:
@@ -297,7 +297,7 @@ def _check_start(start: bytes, name: str, what: str, remedy: str = "") -> None:
 
 def _check_length(length: int, name: str, what: str, limit: int) -> None:
     if length > limit:
-        raise UserError(f"{name}: has more than {limit} bytes, too many for {what}")
+        raise UserError(f"{name} has more than {limit} bytes, too many for {what}")
 
 
 def _marked_encoding(data: bytes) -> str:
@@ -315,7 +315,7 @@ def _check_nul_bytes(data: bytes, name: str, what: str) -> None:
     encoding = known.get(filled)
     if encoding and len(start) >= 8:
         raise UserError(
-            f"{name}: is probably {encoding.upper()} without a byte order mark; convert it: "
+            f"{name} is probably {encoding.upper()} without a byte order mark; convert it: "
             f"iconv -f {encoding} -t utf-8 {name}"
         )
     line = data.count(b"\n", 0, place) + 1

@@ -331,7 +331,9 @@ def average_scores(options: AverageScoresOptions) -> int:
 class PredictOptions(ReadingOptions, ViewsOptions):
     """files"""
 
-    checkpoint: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
+    weights: str = key(
+        "", "weights of a fine-tuning run or of import-slowfast", positional=True, former="checkpoint"
+    )
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
     json: str | None = key(None, "JSON file; - prints JSON instead of text")
@@ -459,7 +461,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
           --boxes ava/annotations/ava_val_predicted_boxes.csv \\
           --labels ava/annotations/ava_action_list_v2.2_for_activitynet_2019.pbtxt \\
           --exclusions ava/annotations/ava_val_excluded_timestamps_v2.2.csv --out runs/s_ava/whole
-      videomaskfeat detect-evaluate ... --area centre --short-side 224
+      videomaskfeat detect-evaluate ... --area center --short-side 224
       videomaskfeat detect-evaluate ... --scales 224 256 312 --flip
       torchrun --nproc-per-node=8 -m videomaskfeat detect-evaluate ...
     """
@@ -507,7 +509,7 @@ def detect(config: DetectVideoConfig) -> int:
 class VisualizeOptions:
     """files"""
 
-    checkpoint: str = key("", "weights.safetensors of a pre-training run", positional=True)
+    weights: str = key("", "weights of a pre-training run", positional=True, former="checkpoint")
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
     mask: str | None = key(None, "kind of mask", choices=MASK_KINDS, null="from the weights")

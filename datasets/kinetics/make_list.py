@@ -25,7 +25,7 @@ def rows_of_folder(folder: str) -> tuple[list[str], list[str]]:
     folders = [Path(os.path.relpath(path, folder)).parts for path in paths]
     loose = next((path for path, names in zip(paths, folders, strict=True) if len(names) < 2), None)
     if loose is not None:
-        raise UserError(f"{loose}: is not in a class folder; the folder above a video is its class")
+        raise UserError(f"{loose} is not in a class folder; the folder above a video is its class")
     return paths, [names[0].replace("_", " ") for names in folders]
 
 
@@ -39,7 +39,7 @@ def rows_of_csv(path: str, videos: str) -> tuple[list[str], list[str]]:
     paths = [record.path for record in records]
     names = [records.class_names[label] for label in records.labels] if records.class_names else []
     if not all(names) or len(names) != len(paths):
-        raise UserError(f"{path}: has no column label, so a list would only have paths: use the CSV directly")
+        raise UserError(f"{path} has no column label, so a list would only have paths: use the CSV directly")
     existing = [exists(path) for path in paths]
     print(f"{existing.count(False)} of {len(paths)} videos of {path} are missing below {videos}")
     rows = [(path, name) for path, name, there in zip(paths, names, existing, strict=True) if there]

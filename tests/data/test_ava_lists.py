@@ -262,7 +262,7 @@ def test_wrong_files_and_thresholds(write: Write, tmp_path: Path) -> None:
     load = partial(training_key_frames, classes=80)
     with pytest.raises(UserError, match=r"truth\.csv:4: the score 2 is not in 0\.\.1; is this a file of"):
         load([truth], [truth])
-    with pytest.raises(UserError, match=r"empty\.csv: has no rows; ground truth has a row `video,second,x1,"):
+    with pytest.raises(UserError, match=r"empty\.csv has no rows; ground truth has a row `video,second,x1,"):
         load([empty])
     with pytest.raises(UserError, match="has no rows with a box"):
         load([write("k1,12.5\nk2,3\n", "boxless.csv")])

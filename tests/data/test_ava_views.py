@@ -78,7 +78,7 @@ def test_scales_and_mirror_images_hold_the_same_boxes_in_the_same_rows(ava_data:
     assert torch.allclose(small.boxes[:, 1:] * 2, plain.boxes[:, 1:], atol=1e-4)
 
 
-@pytest.mark.parametrize("area", ["whole", "centre"])
+@pytest.mark.parametrize("area", ["whole", "center"])
 def test_boxes_still_frame_what_is_drawn(tmp_path: Path, area: str) -> None:
     """A white rectangle in wide and upright videos, at sizes with rounded sides."""
     for name, (height, width) in (("tall", (170, 100)), ("wide", (120, 170))):
@@ -102,7 +102,7 @@ def test_center_area_clips_boxes_and_keeps_them_all(tmp_path: Path) -> None:
     write_numbered(tmp_path, ["a"], seconds=2)
     boxes = ["0.00,0.1,0.10,0.5", "0.05,0.2,0.60,0.9"]
     key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1], boxes)
-    views = make_views((key_frames, sources_in_folder(key_frames, tmp_path)), area="centre")
+    views = make_views((key_frames, sources_in_folder(key_frames, tmp_path)), area="center")
     (view,) = views[0].views
     assert view.clips.shape == (1, 4, 64, 64, 3)
     expected = np.array([[0, 6.4, 1, 32], [0, 12.8, 41.6, 57.6]])  # 16 columns are cut off on the left
@@ -223,8 +223,8 @@ def test_batch_moves_its_pixels_and_boxes(ava_data: AvaData) -> None:
 
 
 def test_invalid_arguments_are_refused(ava_data: AvaData) -> None:
-    with pytest.raises(UserError, match=r"area 'center' is unknown; did you mean 'centre'\?"):
-        make_views(ava_data, area="center")
+    with pytest.raises(UserError, match=r"area 'middle' is unknown; choose from whole, center"):
+        make_views(ava_data, area="middle")
     with pytest.raises(UserError, match=r"short_sides=\[64, 64\]: give one length in pixels, or several"):
         make_views(ava_data, short_sides=(64, 64))
     with pytest.raises(

@@ -320,7 +320,7 @@ def _records(labels: list[int] | None) -> Records:
 @pytest.mark.parametrize(
     ("labels", "words"),
     [
-        (None, r"lists/train\.csv: has no labels, and classification needs one"),
+        (None, r"lists/train\.csv has no labels, and classification needs one"),
         ([0, -1, 2], r"lists/train\.csv: row 2 \(labeled/1\.mp4\) has the label -1, .*\(1 of 3 rows"),
         (
             [0, 11, 12],

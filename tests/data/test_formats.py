@@ -64,8 +64,8 @@ def test_list_has_paths_and_labels(tmp_path: Path, text: str, expected: list[tup
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
-        ("", {}, r"train\.csv: is empty"),
-        ("\n  \n", {}, r"train\.csv: is empty"),
+        ("", {}, r"train\.csv is empty"),
+        ("\n  \n", {}, r"train\.csv is empty"),
         ("a.mp4 3\n\nb.mp4\n", {}, r"train\.csv:3: 'b\.mp4' has too few fields: 2 are needed"),
         ("a.mp4 3\nb.mp4 x\n", {}, r"train\.csv:2: the label of 'b\.mp4 x' is not an integer"),
         ("a.mp4 3\nb.mp4 3.0\n", {}, r"train\.csv:2: the label of"),
@@ -111,7 +111,7 @@ def test_bad_list_is_refused_by_file_and_line(
 )
 def test_video_is_not_a_list(tmp_path: Path, start: bytes) -> None:
     path = _write(tmp_path, start + b"\n\0\0 3\n", "clip.mp4")
-    with pytest.raises(UserError, match=r"clip\.mp4: is a video, not a list; give a list file or a folder"):
+    with pytest.raises(UserError, match=r"clip\.mp4 is a video, not a list; give a list file or a folder"):
         load_records(path)
 
 
@@ -274,7 +274,7 @@ def test_ssv2_without_labels_file_or_json_is_refused(tmp_path: Path) -> None:
     path = _write(tmp_path, json.dumps([{"id": "1", "template": "x"}]), "my-train.json")
     with pytest.raises(UserError, match=r"my-labels\.json is missing; .*classes=.*labels=no"):
         load_records(path)
-    with pytest.raises(UserError, match=r"bad\.json:2: is not JSON"):
+    with pytest.raises(UserError, match=r"bad\.json:2: not valid JSON"):
         load_records(_write(tmp_path, "[\n{]", "bad.json"))
 
 
@@ -463,7 +463,7 @@ def test_pictures_outside_class_folders_have_no_labels(tmp_path: Path) -> None:
     _touch(tmp_path, "a.jpg", "more/b.jpg")
     assert _rows(load_records(tmp_path, format="images")) == [("a.jpg", None), ("more/b.jpg", None)]
     assert load_records(tmp_path, format="images").class_names == ()
-    with pytest.raises(UserError, match=r"a\.jpg: is not in a class folder; .* or give a list"):
+    with pytest.raises(UserError, match=r"a\.jpg is not in a class folder; .* or give a list"):
         load_records(tmp_path, format="images", labels="yes")
 
 
@@ -545,7 +545,7 @@ def test_images_need_a_folder_and_a_picture_is_not_a_list(tmp_path: Path) -> Non
         load_records(tmp_path / "list.csv", format="images")
     for start in (b"\xff\xd8\xff\xe0....", b"\x89PNG\r\n\x1a\n....", b"RIFF....WEBP"):
         (tmp_path / "p.png").write_bytes(start)
-        with pytest.raises(UserError, match=r"p\.png: is a picture, not a list; give a list"):
+        with pytest.raises(UserError, match=r"p\.png is a picture, not a list; give a list"):
             load_records(tmp_path / "p.png")
 
 

@@ -71,7 +71,7 @@ def test_paths_may_be_quoted(tmp_path: Path) -> None:
             "v 0 0 v/1.jpg 3\n",
             r"train\.csv:1: the header 'v 0 0 v/1\.jpg 3' is not .*; is this a list of frames",
         ),
-        (HEADER, r"train\.csv: has a header but no rows"),
+        (HEADER, r"train\.csv has a header but no rows"),
         (
             HEADER + "v 0 0 v/1.jpg\n",
             r"train\.csv:2: 4 columns; a row is `original_vido_id .*`, separated by spaces",

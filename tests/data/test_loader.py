@@ -297,7 +297,7 @@ def test_pinned_batches_reach_the_gpu_unchanged(videos: Path, epochs: list[list[
         ({"batch_size": 4, "workers": -1}, r"workers=-1: must be at least 0"),
         (
             {"batch_size": 24},
-            r"train\.csv: contains 21 videos, fewer than the 24 .*set optim\.batch_size=21 or less",
+            r"train\.csv contains 21 videos, fewer than the 24 .*set optim\.batch_size=21 or less",
         ),
     ],
 )

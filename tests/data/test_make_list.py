@@ -65,4 +65,4 @@ def test_unknown_class_or_loose_video_is_refused_in_one_line(
     assert error.count("\n") == 1
     (videos / "loose.mp4").touch()
     assert _run(videos, "--out", tmp_path / "list.csv") == 2
-    assert "loose.mp4: is not in a class folder" in capsys.readouterr().err
+    assert "loose.mp4 is not in a class folder" in capsys.readouterr().err

@@ -178,7 +178,7 @@ def test_wrong_arguments_are_named(folder: Path, frames: np.ndarray, classifier:
 def test_loading_errors_name_the_cause(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="weights of a pre-training run, not weights of a classifier"):
         load_classifier(folder / "pretrained.safetensors")
-    with pytest.raises(UserError, match=r"model\.pyth: a PyTorch checkpoint, .*import-slowfast"):
+    with pytest.raises(UserError, match=r"model\.pyth is a PyTorch checkpoint, .*import-slowfast"):
         load_encoder(folder / "model.pyth")
     with pytest.raises(UserError, match="precision 'fp16' is unknown; did you mean 'bf16'"):
         load_encoder(folder / "pretrained.safetensors", precision="fp16")

@@ -129,7 +129,7 @@ def test_file_without_scores(tmp_path: Path, content: bytes | None) -> None:
     else:
         path.write_bytes(content)
     with pytest.raises(
-        UserError, match=r"scores\.npz: is not a file of scores .*`videomaskfeat evaluate` wrote"
+        UserError, match=r"scores\.npz is not a file of scores .*`videomaskfeat evaluate` wrote"
     ):
         load_scores(path)
 

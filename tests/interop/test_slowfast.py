@@ -316,7 +316,7 @@ def test_yaml_of_a_resnet_is_refused(tmp_path: Path) -> None:
 def test_other_yaml_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "ours.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=r"ours.yaml: not a PySlowFast YAML: it has no section MODEL"):
+    with pytest.raises(UserError, match=r"ours.yaml is not a PySlowFast YAML: it has no section MODEL"):
         load_slowfast(path, CHECKPOINT)
 
 
@@ -325,7 +325,7 @@ def test_pickled_arrays_are_refused_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "old.pyth"
     torch.save({"model_state": {}, "epoch": np.float64(3)}, path)
     with pytest.raises(
-        UserError, match=r"old.pyth: contains pickled code .* save only its tensors \(torch.save"
+        UserError, match=r"old.pyth contains pickled code .* save only its tensors \(torch.save"
     ):
         load_slowfast(GOLDEN / "config.yaml", path)
 

@@ -17,7 +17,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS
 from videomaskfeat.processes import Verbs
-from videomaskfeat.schemas import CompareConfig, CompareSettings
+from videomaskfeat.schemas import CompareConfig, CompareSettings, FinetuneConfig
 from videomaskfeat.targets import TARGETS
 
 SECTION: dict[str, Any] = {
@@ -56,20 +56,45 @@ def test_every_target_has_its_runs_with_each_seed_in_their_order() -> None:
     assert (config.target.name, config.optim.epochs, config.run.seed) == ("pixels", 2, 2)
     assert config.run.folder == "out/pixels/seed_2/pretrained"
     assert config.run.evaluate_epochs == 0.5  # 2 epochs, 4 probes
-    assert second.finetune is not None
-    assert "optim.layer_decay=1.0" in second.finetune.overrides
-    assert 'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetune.overrides
+    assert "optim.layer_decay=1.0" in second.finetunes[""].overrides
+    assert (
+        'model.weights="out/pixels/seed_2/pretrained/weights.safetensors"' in second.finetunes[""].overrides
+    )
+
+
+def test_each_named_fine_tuning_has_its_runs_and_keys() -> None:
+    """Keys of the fine-tuning override shared ones; keys of the target override both."""
+    shared = {"finetune": {"data": {"train": "all.csv", "cache": "memory"}, "optim": {"epochs": 3}}}
+    finetunes = {
+        "motion": {},
+        "appearance": {"data": {"train": "digits.csv"}, "optim": {"layer_decay": 0.5, "epochs": 4}},
+    }
+    hog, pixels = plan_runs(section(shared=shared, finetunes=finetunes))
+    assert [command.folder.name for command in hog] == [
+        "pretrained",
+        "finetuned_motion",
+        "finetuned_appearance",
+        "scratch_motion",
+        "scratch_appearance",
+    ]
+    configs = {
+        name: load_config(FinetuneConfig, command.config, command.overrides)
+        for name, command in pixels.finetunes.items()
+    }
+    assert [config.data.train for config in configs.values()] == ["all.csv", "digits.csv"]
+    assert [config.data.cache for config in configs.values()] == ["memory", "memory"]
+    assert (configs["appearance"].optim.epochs, configs["appearance"].optim.layer_decay) == (4, 1.0)
+    assert 'model.weights=""' in pixels.scratch["appearance"].overrides
 
 
 def test_entries_that_fine_tune_alike_share_what_is_trained_from_scratch() -> None:
     alike = {"finetune": {"model": {"name": "vit_nano"}}}
     runs = plan_runs(section(targets={"hog": {}, "mae": alike, "pixels": {}, "hog_vit": alike}))
-    scratch = [one.scratch for one in runs]
-    folders = [str(one.folder) for one in scratch if one is not None]
+    scratch = [one.scratch[""] for one in runs]
+    folders = [str(one.folder) for one in scratch]
     assert folders == [f"out/{name}/seed_1/scratch" for name in ("hog", "mae", "hog", "mae")]
     assert scratch[0] == scratch[2]
     assert scratch[1] == scratch[3]
-    assert scratch[1] is not None
     assert {'model.name="vit_nano"', 'model.weights=""'} < set(scratch[1].overrides)
 
 
@@ -96,6 +121,11 @@ def test_keys_become_overrides() -> None:
         ),
         ({"targets": {}}, r"compare\.targets is not set"),
         ({"seeds": 0}, r"compare\.seeds 0 must be at least 1"),
+        ({"finetunes": {"motion": {}}, "finetune": ""}, r"compare\.finetunes needs .*set compare\.finetune"),
+        (
+            {"finetunes": {"motion": 1}},
+            r"compare\.finetunes\.motion 1 must be a mapping of names to values",
+        ),
         ({"shared": {"finetune": 6}}, r"compare\.shared\.finetune 6 must be a mapping of names to values"),
         (
             {"shared": {"pretrain": None}},
@@ -200,6 +230,7 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         "folder": str(tmp_path / "out"),
         "pretrain": str(base),
         "finetune": str(tuning),
+        "finetunes": {"motion": {}},
         "probes": 2,
         "targets": {"hog": {}, "fine_hog": {"pretrain": {"target": {"arguments": {"bins": 12}}}}},
     }
@@ -214,13 +245,15 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         assert 0 < row["target_ms"] < row["step_ms"]
         assert len(row["knn_top1"]) == len(row["linear_top1_untrained"]) == 1
         summary = tmp_path / "out" / row["target"] / "seed_1" / "pretrained" / "summary.json"
-        tuned = summary.parents[1] / "finetuned" / "summary.json"
-        assert row["finetuned_top1"] == [simplejson.loads(tuned.read_text())["top1"]]
-        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch" / "summary.json"
-        assert row["scratch_top1"] == [simplejson.loads(scratch.read_text())["top1"]]
+        tuned = summary.parents[1] / "finetuned_motion" / "summary.json"
+        assert row["finetuned_top1_motion"] == [simplejson.loads(tuned.read_text())["top1"]]
+        scratch = tmp_path / "out" / "hog" / "seed_1" / "scratch_motion" / "summary.json"
+        assert row["scratch_top1_motion"] == [simplejson.loads(scratch.read_text())["top1"]]
         assert row["knn_top1"] == [simplejson.loads(summary.read_text())["knn_top1"]]
     markdown = (tmp_path / "out" / "table.md").read_text()
-    assert markdown.count("\n") == 4
+    whole, gains = markdown.split("Points over random weights, fine-tuned:")
+    assert whole.strip().count("\n") == 3  # header, rule, two targets
+    assert "| Target | motion |" in gains
     html = (tmp_path / "out" / "report.html").read_text()
     assert "fine_hog" in html
     assert "k-NN top-1, percent" in html

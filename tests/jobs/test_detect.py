@@ -74,7 +74,7 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert summary["mean_ap"] == pytest.approx(summary["validation_best_mean_ap"], abs=1e-6)
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
     page = Page((run / "report.html").read_text()).text
-    assert f"{100 * summary['mean_ap']:.2f} %" in page
+    assert f"{100 * summary['mean_ap']:.2f} % chance level {100 * summary['mean_ap_chance']:.2f} %:" in page
     assert "On 5 of 5 held-out key frames, whole frames" in page
     recipe = read_detect_recipe(run / "best.safetensors")
     assert (recipe.actions, recipe.clip.frames, recipe.area) == (ACTIONS, 4, "whole")
@@ -139,7 +139,7 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
     scores = {}
     for name, arguments in {
         "plain": [],
-        "centre": ["--area", "centre"],
+        "center": ["--area", "center"],
         "views": ["--scales", "32", "40", "--flip", "--clips-at-once", "3"],
         "detected": ["--boxes", actions.boxes, "--score-threshold", "0.93"],
     }.items():
@@ -151,16 +151,16 @@ def test_choices_of_frames_and_boxes_are_named_in_the_result(
     assert seen["plain"]["boxes"] == "ground truth"
     assert "score_threshold" not in seen["plain"]
     assert seen["plain"]["scores"] == "softmax of the poses, sigmoid of the rest"
-    assert (seen["centre"]["area"], seen["views"]["flip"]) == ("centre", True)
+    assert (seen["center"]["area"], seen["views"]["flip"]) == ("center", True)
     assert seen["views"]["short_sides"] == [32, 40]
     assert (seen["detected"]["boxes"], seen["detected"]["score_threshold"]) == ("detected", 0.93)
-    assert "ground-truth boxes on center crops: 10 in 5 of 5 key frames" in scores["centre"][2]
+    assert "ground-truth boxes on center crops: 10 in 5 of 5 key frames" in scores["center"][2]
     assert [scores[name][0]["tested"]["boxes"] for name in scores] == [10, 10, 10, 10]
     assert len({text for _, text, _ in scores.values()}) == 4
     pages = {name: (tmp_path / name / "report.html").read_text() for name in scores}
     for name, words in {
         "plain": "Boxes ground truth · Frames whole · Short side 32 · Flip no",
-        "centre": "Boxes ground truth · Frames center crop · Short side 32 · Flip no",
+        "center": "Boxes ground truth · Frames center crop · Short side 32 · Flip no",
         "views": "Boxes ground truth · Frames whole · Short sides 32, 40 · Flip yes",
         "detected": "Boxes detected with a score of 0.93 or more · Frames whole · Short side 32 · Flip no",
     }.items():
@@ -297,8 +297,8 @@ def test_resumed_run_equals_the_uninterrupted_one(
         ),
         (["evaluate.every_seconds=0"], ("evaluate.every_seconds 0 must be at least 1",)),
         (["evaluate.every_seconds=7"], ("truth.csv", "at each 7-th second", "nothing to score")),
-        (["data.validation=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
-        (["data.train=/dev/null"], ("/dev/null: is a device, but a regular file is needed",)),
+        (["data.validation=/dev/null"], ("/dev/null is a device, but a regular file is needed",)),
+        (["data.train=/dev/null"], ("/dev/null is a device, but a regular file is needed",)),
         (["data.validation_boxes=[]", "boxes.score=95"], ("boxes.score 95 must be between 0 and 1",)),
         (["data.lable_map=x"], ("data.lable_map", "label_map")),
         (["optim.batch_size=50"], ("fewer than the 50 of one step",)),
@@ -320,10 +320,10 @@ def test_impossible_evaluations_are_refused_in_one_line(
     for changes, words in (
         (["--labels", tmp_path / "more.pbtxt"], ("action 9 (swim) is out of range", "d.safetensors has 4")),
         (["--labels", tmp_path / "other.pbtxt"], ("action 1 is 'swim', but 'stand' in",)),
-        (["--groundtruth", tmp_path / "none.csv"], ("none.csv: has no rows; ground truth has a row",)),
+        (["--groundtruth", tmp_path / "none.csv"], ("none.csv has no rows; ground truth has a row",)),
         (["--score-threshold", "95"], ("detect_evaluate.score_threshold 95 must be between 0 and 1",)),
         (["--boxes", tmp_path / "missing.csv"], ("missing.csv",)),
-        (["--area", "square"], ("area 'square' is unknown; choose from whole, centre",)),
+        (["--area", "square"], ("area 'square' is unknown; choose from whole, center",)),
         (["--scales", "32", "32"], ("short_sides=[32, 32]",)),
         (["--clips-at-once", "0"], ("detect_evaluate.clips_at_once 0 must be at least 1",)),
         (
@@ -396,8 +396,8 @@ def test_lists_hold_what_is_trained_and_tested_on(config_of: Any) -> None:
     assert lists.tested is not None
     assert lists.truth is not None
     assert (len(lists.tested.boxes), len(lists.truth.boxes)) == (15, 10)  # a second is excluded
-    recipe = build_recipe(config_of("evaluate.area=centre"), lists)
-    assert (recipe.area, recipe.short_side, recipe.score_threshold) == ("centre", 32, 0.8)
+    recipe = build_recipe(config_of("evaluate.area=center"), lists)
+    assert (recipe.area, recipe.short_side, recipe.score_threshold) == ("center", 32, 0.8)
 
 
 def test_training_batches_have_the_boxes_of_their_clips(config_of: Any) -> None:
@@ -539,8 +539,8 @@ def test_poses_are_the_label_maps_or_avas(config_of: Any, actions: ActionSet, tm
         (["data.videos=nowhere"], "nowhere"),
         (["boxes.visible=2"], "boxes.visible 2 must be between 0 and 1"),
         (
-            ["evaluate.area=center"],
-            "area 'center' is unknown; did you mean 'centre'",
+            ["evaluate.area=centr"],
+            "area 'centr' is unknown; did you mean 'center'",
         ),
         (["clip.short_side=[16,20]"], "neither below the crop 32"),
     ],

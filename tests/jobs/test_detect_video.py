@@ -391,9 +391,9 @@ def test_keys_are_listed_and_unknown_ones_named(
     [
         (
             "b,1,0,0,1,1,,0.9\nc,1,0,0,1,1,,0.9\n",
-            "boxes.csv: has no box of 'a'; its videos are b, c: a row starts",
+            "boxes.csv has no box of 'a'; its videos are b, c: a row starts",
         ),
-        ("", "boxes.csv: contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`"),
+        ("", "boxes.csv contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`"),
         ("a,1,0,0,1,1.5,,0.9\n", "boxes.csv:1: the box of 'a,1,0,0,1,1.5,,0.9' exceeds the frame"),
         ("a,1,0.5,0,0.4,1,,0.9\n", "boxes.csv:1: x2 of .* is not above x1"),
         (
@@ -478,7 +478,7 @@ def test_file_of_boxes_must_have_every_video_before_the_first(
     command = ["detect", str(weights), str(videos / "a.mp4"), "c.mp4", "e/d.mp4", "--device", "cpu"]
     command += ["--boxes", str(videos / "boxes.csv"), "--out", str(tmp_path / "out"), "--no-film"]
     assert main(command) == 2
-    assert "boxes.csv: has no box of 'c', 'd'; its videos are a, b: a row" in capsys.readouterr().err
+    assert "boxes.csv has no box of 'c', 'd'; its videos are a, b: a row" in capsys.readouterr().err
     assert not list(tmp_path.glob("**/*.json"))
 
 

@@ -311,7 +311,7 @@ def test_average_of_two_evaluations(material: Path, run: Run, tmp_path: Path) ->
     assert result["top1"] == pytest.approx(top_k(mean.scores.tolist(), mean.labels.tolist(), 1))
     code, out, err = run("average-scores", tmp_path / "one", tmp_path / "one" / "scores.npz")
     assert (code, out) == (2, "")
-    assert "one/scores.npz: is given twice; give each file once" in err
+    assert "one/scores.npz is given twice; give each file once" in err
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -415,7 +415,7 @@ def test_template_without_a_label_is_refused(material: Path, run: Run) -> None:
 def test_pretrained_weights_need_neighbors(material: Path, run: Run) -> None:
     assert_refused(
         run("evaluate", material / "pretrained.safetensors", material / "val.csv"),
-        "pretrained.safetensors: weights of a pre-training run, not weights of a classifier",
+        "pretrained.safetensors contains weights of a pre-training run, not weights of a classifier",
         "or score the features of these weights with --knn TRAIN_LIST",
     )
 

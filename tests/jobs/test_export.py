@@ -342,7 +342,9 @@ def test_verb_prints_what_it_wrote(tmp_path: Path, small: Path, capfd: pytest.Ca
 def test_weights_without_recipe_are_exported_for_floats(tmp_path: Path) -> None:
     weights = write(tmp_path / "a.safetensors", "mvitv2_nano", None, clip_size=(4, 32, 48), **SMALL)
     for ending in ("pt2", "onnx"):
-        with pytest.raises(UserError, match=r"a.safetensors: weights without a recipe, .* use --input float"):
+        with pytest.raises(
+            UserError, match=r"a.safetensors contains weights without a recipe, .* use --input float"
+        ):
             export(weights, tmp_path / f"b.{ending}")
     assert export(weights, tmp_path / "b.pt2", input="float").inputs == {
         "clips": "float32 [batch, 3, 4, 32, 48]"
@@ -473,7 +475,7 @@ def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) 
         (["a.onnx", "--opset", "9"], r"opset 9 is not supported; use one of 18 to 23"),
         (["a.pt2", "--tolerance", "0"], "export.tolerance 0 must be above 0 and below 1"),
         (["."], r"unknown file extension ''"),
-        (["folder.onnx"], r"folder\.onnx: is a folder; give the name of the file to write"),
+        (["folder.onnx"], r"folder\.onnx is a folder; give the name of the file to write"),
     ],
 )
 def test_wrong_argument_is_named(

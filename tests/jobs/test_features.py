@@ -274,9 +274,9 @@ def test_other_settings_list_or_weights_are_refused(data: Path, extract: Extract
 def test_folder_with_other_files_does_not_change(data: Path, extract: Extract, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match=r"out: has files but no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out has files but no features \(no meta.json\)"):
         extract()
-    with pytest.raises(UserError, match=r"out: has no features \(no meta.json\)"):
+    with pytest.raises(UserError, match=r"out has no features \(no meta.json\)"):
         read_features(tmp_path / "out")
     (tmp_path / "out/meta.json").write_text('{"camera": "mine"}')
     with pytest.raises(UserError, match=r"meta.json: was not written by extract-features"):
@@ -295,7 +295,7 @@ def test_folder_with_other_files_does_not_change(data: Path, extract: Extract, t
         ({"videos_per_shard": 0}, "videos_per_shard=0: must be at least 1"),
         ({"clips_at_once": 0}, "clips_at_once=0: must be at least 1"),
         ({"list_path": "nowhere.csv"}, "nowhere.csv: no such file"),
-        ({"weights": "model.pyth"}, "model.pyth: a PyTorch checkpoint, .*import-slowfast"),
+        ({"weights": "model.pyth"}, "model.pyth is a PyTorch checkpoint, .*import-slowfast"),
     ],
 )
 def test_wrong_arguments_are_named_and_leave_no_folder(
@@ -384,16 +384,16 @@ def test_progress_includes_finished_shards(data: Path, extract: Extract, tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("meta.json", b"{", "meta.json:1: is not JSON"),
+        ("meta.json", b"{", "meta.json:1: not valid JSON"),
         ("meta.json", b"[]", "meta.json: was not written by extract-features"),
         (
             "meta.json",
             b'{"format": 1, "settings": {}, "finished": true, "shape": 5}',
             "was not written by extract-features",
         ),
-        ("index.csv", b"row,path\n0,a\n", "index.csv: is damaged"),
+        ("index.csv", b"row,path\n0,a\n", "index.csv is damaged"),
         ("index.csv", b"row,path,label\n0,a,1e9\n", "its features are damaged"),
-        ("index.csv", b'row,path,label\n0,"' + b"x" * 200_000, "index.csv: is damaged"),
+        ("index.csv", b'row,path,label\n0,"' + b"x" * 200_000, "index.csv is damaged"),
         ("features.npy", b"\x93NUMPY\x01\0\x02\0{(", "its features are damaged"),
         ("features.npy", b"", "its features are damaged"),
     ],

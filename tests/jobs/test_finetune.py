@@ -374,7 +374,7 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 
 
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.csv: has 3 class names, but data\.classes is 400; leave"):
+    with pytest.raises(UserError, match=r"train\.csv has 3 class names, but data\.classes is 400; leave"):
         read(lists, "data.classes=400")
 
 

@@ -189,7 +189,7 @@ def test_list_belongs_to_evaluate(weights: Path, tmp_path: Path, verb: Verb) -> 
     path.write_text("a.mp4 3\n")
     code, _, err = verb(weights, path)
     assert code == 2
-    assert "list.csv: is a list; give videos, or score the list with `videomaskfeat evaluate WEIGHTS" in err
+    assert "list.csv is a list; give videos, or score the list with `videomaskfeat evaluate WEIGHTS" in err
 
 
 def test_wrong_weights_are_refused(videos: Path, tmp_path: Path, verb: Verb) -> None:

@@ -61,7 +61,7 @@ def test_teachers_own_normalization_is_read_from_its_file(teacher: Path) -> None
 
 def test_target_is_made_of_the_whole_clip_whatever_the_mask(teacher: Path) -> None:
     """Against the cosine written out; float32, 1e-5."""
-    arguments = f"target.arguments={{teacher: {teacher}, normalise: none, loss: cosine}}"
+    arguments = f"target.arguments={{teacher: {teacher}, normalize: none, loss: cosine}}"
     method = build_method(load_config(PretrainConfig, None, [*TINY, "target=features", arguments]))
     torch.manual_seed(0)
     clips = torch.randint(0, 256, (2, 4, 32, 32, 3), dtype=torch.uint8)
@@ -155,7 +155,7 @@ def test_several_targets_share_one_head_and_log_their_losses(
     assert model.values_per_token == 108 + 32
 
 
-@pytest.mark.parametrize("arguments", ["{}", "{normalised: false, loss: l1}"], ids=["normalised", "simmim"])
+@pytest.mark.parametrize("arguments", ["{}", "{normalized: false, loss: l1}"], ids=["normalized", "simmim"])
 def test_pixels_are_learned_and_drawn(pretrain: Pretrain, tmp_path: Path, arguments: str) -> None:
     overrides = ["target=pixels", f"target.arguments={arguments}", "mask.kind=random", "optim.epochs=1"]
     code, text = pretrain(*overrides, "optim.warmup_epochs=0")
@@ -172,7 +172,7 @@ def test_vision_transformer_learns_simmim_with_masks_of_several_of_its_positions
     overrides += [
         "model.name=maskfeat_vit_nano",
         "target=pixels",
-        "target.arguments={normalised: false, loss: l1, output_stride: [2, 8, 8]}",
+        "target.arguments={normalized: false, loss: l1, output_stride: [2, 8, 8]}",
         "mask.kind=random",
         "mask.ratio=0.6",
         f"data.train={sample / 'train.csv'}",
@@ -218,8 +218,8 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
             ["of 'features': argument 'teacher' is missing; set target.arguments.teacher"],
         ),
         (
-            ["target=pixels", "target.arguments={normalized: false}"],
-            ["target.arguments of 'pixels': argument 'normalized' is unknown; did you mean 'normalised'?"],
+            ["target=pixels", "target.arguments={normalize: false}"],
+            ["target.arguments of 'pixels': argument 'normalize' is unknown; did you mean 'normalized'?"],
         ),
         (
             ["target=pixels", "target.arguments={output_stride: [2, 8, 8]}"],
@@ -245,7 +245,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=features", "target.arguments={teacher: LIST}"],
-            ["train.csv: not a safetensors file; use"],
+            ["train.csv is not a safetensors file; use"],
         ),
         (
             ["model.name=mvitv2_nano"],

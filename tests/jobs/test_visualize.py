@@ -119,7 +119,7 @@ def test_drawing_has_the_inputs_of_the_model(
     assert model.training
 
 
-@pytest.mark.parametrize("arguments", [{}, {"normalised": False, "frames": "all"}])
+@pytest.mark.parametrize("arguments", [{}, {"normalized": False, "frames": "all"}])
 def test_true_pixels_are_drawn_as_the_frames_that_they_are(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing], arguments: dict[str, Any]
 ) -> None:
@@ -141,13 +141,13 @@ def test_true_pixels_are_drawn_as_the_frames_that_they_are(
 def test_visible_pixels_do_not_change_when_gaps_are_filled(
     videos: Path, tmp_path: Path, drawings: list[ClipDrawing]
 ) -> None:
-    recipe = replace(RECIPE, target="pixels", target_arguments={"normalised": False})
+    recipe = replace(RECIPE, target="pixels", target_arguments={"normalized": False})
 
     class Black(Oracle):
         def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
             return torch.full_like(super().forward(clips, mask), -0.45 / 0.225)
 
-    draw_videos(Black(PixelTarget(normalised=False)), [str(videos / "pictures")], tmp_path, recipe=recipe)
+    draw_videos(Black(PixelTarget(normalized=False)), [str(videos / "pictures")], tmp_path, recipe=recipe)
     (drawing,) = drawings
     hidden = drawing.mask.repeat(16, axis=1).repeat(16, axis=2)  # [t, H, W]
     filled = drawing.pictures[1].panels
@@ -194,7 +194,8 @@ def test_no_readable_video_is_a_mistake(checkpoint: Path, videos: Path, tmp_path
 def test_weights_without_recipe_are_refused(checkpoint: Path, videos: Path, tmp_path: Path) -> None:
     save_file(load_file(checkpoint), tmp_path / "bare.safetensors")
     with pytest.raises(
-        UserError, match=r"bare.safetensors: weights without a recipe, not weights of a pre-training run"
+        UserError,
+        match=r"bare.safetensors contains weights without a recipe, not weights of a pre-training run",
     ):
         visualize(tmp_path / "bare.safetensors", [str(videos / "disc.v1.mp4")], tmp_path)
 

@@ -191,7 +191,7 @@ def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated
     clip = (1, 64, 64) if inflated else (8, 64, 64)
     save_weights(tmp_path / "pretrained.safetensors", create_model(name, clip_size=clip))
     overrides = ["data.train=x.csv", "run.folder=x", "clip.frames=8", "clip.crop=64", "model.name=vit_nano"]
-    overrides += [f"model.weights={tmp_path / 'pretrained.safetensors'}", "model.inflate=centred"]
+    overrides += [f"model.weights={tmp_path / 'pretrained.safetensors'}", "model.inflate=centered"]
     (tmp_path / "config.yaml").write_text("{}")
     config = load_config(FinetuneConfig, str(tmp_path / "config.yaml"), overrides)
     model, report = build_classifier(config, 5)
@@ -201,7 +201,7 @@ def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated
     first = model.get_parameter("patch_embed.proj.weight")[:, :, 0]
     assert bool(first.any()) != inflated  # centered, it stands in the second frame
     config.model.inflate = "middle"
-    with pytest.raises(UserError, match="inflate 'middle' is unknown; choose from repeated, centred"):
+    with pytest.raises(UserError, match="inflate 'middle' is unknown; choose from repeated, centered"):
         build_classifier(config, 5)
 
 

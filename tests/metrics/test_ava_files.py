@@ -303,7 +303,7 @@ def test_binary_file_is_refused(files: dict[str, Path], side: str, content: byte
     form = {"excluded": "a CSV file with rows `video,second`", "labels": "a label map with `item {"}
     with pytest.raises(UserError) as caught:
         score(files)
-    message = str(caught.value).removeprefix(f"{files[side]}:").strip()
+    message = str(caught.value).removeprefix(f"{files[side]}").removeprefix(":").strip()
     assert message.startswith(kind)
     assert "UTF-16" in kind or form.get(side, "a CSV file with rows `video,second,x1,") in message
     assert message.isprintable()
@@ -357,7 +357,7 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
             'vidA,902,0.1,0.1,0.5,0.5,,0.9\nvidB,903,0.1,0.1,0.5,0.5,"",0.8\n',
             ": no row has an action, so this is a list of person boxes",
         ),
-        ("truth", "\n", ": has no rows; ground truth has a row `video,second,x1"),
+        ("truth", "\n", " has no rows; ground truth has a row `video,second,x1"),
         ("excluded", "vidB,903,1\n", ":1: 'vidB,903,1' has 3 columns, and 2 are needed: `video,second`, sep"),
         ("excluded", "vidA,0902\nvidB\n", ":2: 'vidB' has 1 column, and the first row has 2"),
         ("excluded", "vidB,9O3\n", ":1: the second '9O3' of 'vidB,9O3' is not a number; a row is `video,sec"),
@@ -382,9 +382,9 @@ def test_missing_file_is_named(files: dict[str, Path], name: str) -> None:
         (
             "labels",
             "stand\nwalk\n",
-            r': has no action; give a label map with `item \{ name: "stand" id: 12 \}`',
+            r' has no action; give a label map with `item \{ name: "stand" id: 12 \}`',
         ),
-        ("labels", "", ": has no action"),
+        ("labels", "", " has no action"),
     ],
 )
 def test_invalid_content_is_refused(files: dict[str, Path], side: str, text: str, words: str) -> None:

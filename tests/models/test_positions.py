@@ -30,7 +30,7 @@ def image_state(**changes: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("absolute", ["joint", "separable"])
-@pytest.mark.parametrize("inflate", ["repeated", "centred"])
+@pytest.mark.parametrize("inflate", ["repeated", "centered"])
 def test_clip_of_identical_frames_has_the_images_tokens(absolute: str, inflate: str) -> None:
     state = image_state()
     image = create_model("maskfeat_vit_nano_image", **IMAGE).eval()
@@ -65,7 +65,7 @@ def test_clip_of_identical_frames_has_the_images_tokens(absolute: str, inflate: 
 def test_kernels_are_repeated_or_centered() -> None:
     state = image_state()
     kernel = state["patch_embed.proj.weight"][:, :, 0]
-    for inflate, expected in (("repeated", [kernel / 2, kernel / 2]), ("centred", [kernel * 0, kernel])):
+    for inflate, expected in (("repeated", [kernel / 2, kernel / 2]), ("centered", [kernel * 0, kernel])):
         video = create_model("vit_nano", **VIDEO, absolute_positions="joint")
         load_into(video, state, inflate=inflate, **HEADS)  # type: ignore[arg-type]
         assert torch.equal(video.patch_embed.proj.weight, torch.stack(expected, dim=2))
@@ -118,7 +118,7 @@ def test_clip_weights_do_not_load_into_an_image_model() -> None:
 
 
 def test_unknown_inflate_is_refused() -> None:
-    with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centred'"):
+    with pytest.raises(UserError, match=r"inflate 'center' is unknown; did you mean 'centered'"):
         load_into(create_model("vit_nano", **VIDEO), image_state(), inflate="center", **HEADS)
 
 

@@ -75,7 +75,7 @@ def test_pickled_module_is_refused_with_the_way_out(tmp_path: Path) -> None:
     torch.save(small_encoder(), tmp_path / "encoder.pkl")
     with pytest.raises(
         UserError,
-        match=r"encoder\.pkl: is a pickled module.*no "
+        match=r"encoder\.pkl is a pickled module.*no "
         r"pickled code is run.*state_dict\(\)",
     ):
         load_published_encoder(tmp_path / "encoder.pkl")

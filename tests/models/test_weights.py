@@ -112,10 +112,10 @@ def test_other_files_are_refused_without_advice_to_trust_them(tmp_path: Path, st
 
 
 def test_folder_is_refused_and_its_weights_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{tmp_path}: is a folder; give the weights file itself$"):
+    with pytest.raises(UserError, match=rf"^{tmp_path} is a folder; give the weights file itself$"):
         read_state(tmp_path)
     (tmp_path / "weights.safetensors").touch()
-    with pytest.raises(UserError, match=r": is a folder; give the weights in it, .*/weights.safetensors$"):
+    with pytest.raises(UserError, match=r" is a folder; give the weights in it, .*/weights.safetensors$"):
         read_state(tmp_path)
 
 

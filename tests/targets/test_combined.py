@@ -16,14 +16,14 @@ from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
 build = functools.partial(build_target, clip=ClipRecipe(frames=4, stride=2, crop=32))
-RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalised": False, "loss": "l1"}}
+RAW = {"name": "pixels", "weight": 0.25, "arguments": {"normalized": False, "loss": "l1"}}
 
 
 def test_loss_is_the_weighted_sum_of_the_parts_on_their_own_values() -> None:
     target = CombinedTarget(parts={"hog": {"weight": 2}, "raw": RAW}, build=build)
     clips = torch.randn(2, 3, 4, 32, 32)
     output = target(clips)
-    hog, raw = HogTarget(), PixelTarget(normalised=False, loss="l1")
+    hog, raw = HogTarget(), PixelTarget(normalized=False, loss="l1")
     assert torch.equal(output[0], hog(clips))
     assert torch.equal(output[1], raw(clips))
     assert target.values_per_token == 108 + 768

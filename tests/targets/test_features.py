@@ -55,14 +55,14 @@ def test_target_is_the_normalized_feature_of_the_whole_clip(teacher: str) -> Non
     assert target.output_stride == (2, 16, 16)
     assert target.files == (teacher,)
     # Without teacher_mean and teacher_std, the run's normalization is kept.
-    unit = FeatureTarget(teacher=teacher, normalise="l2", clip_mean=0.5, clip_std=0.25)
+    unit = FeatureTarget(teacher=teacher, normalize="l2", clip_mean=0.5, clip_std=0.25)
     plain = encoder.features(clips, pooled=False)  # type: ignore[operator,union-attr]
     torch.testing.assert_close(unit(clips), F.normalize(plain, dim=-1), atol=1e-5, rtol=1e-5)
 
 
 def test_each_channel_has_its_own_normalization(teacher: str) -> None:
     means = [0.485, 0.456, 0.406]
-    target = FeatureTarget(teacher=teacher, normalise="none", teacher_mean=means, teacher_std=[0.2, 0.3, 0.4])
+    target = FeatureTarget(teacher=teacher, normalize="none", teacher_mean=means, teacher_std=[0.2, 0.3, 0.4])
     clips = torch.randn(1, 3, 4, 32, 32)
     seen = [(clips[:, c] * 0.225 + 0.45 - means[c]) / (0.2, 0.3, 0.4)[c] for c in range(3)]
     expected = target.teacher(torch.stack(seen, dim=1))
@@ -88,7 +88,7 @@ def test_depth_sets_width_and_grid(teacher: str, depth: int) -> None:
 
 
 def test_teacher_of_images_sees_the_first_frame_of_each_cube(image_teacher: str) -> None:
-    target = FeatureTarget(teacher=image_teacher, frame_stride=2, normalise="none", clip_mean=0, clip_std=1)
+    target = FeatureTarget(teacher=image_teacher, frame_stride=2, normalize="none", clip_mean=0, clip_std=1)
     assert target.output_stride == (2, 16, 16)
     clips = torch.randn(2, 3, 4, 32, 32)
     output = target(clips)
@@ -187,7 +187,7 @@ def test_other_models_are_applied_per_frame() -> None:
     timm = load_teacher("foreign_models:timm")
     assert timm.std == (0.229, 0.224, 0.225)
     torch.testing.assert_close(timm(clips), means)
-    target = FeatureTarget(teacher="foreign_models:timm", normalise="none")
+    target = FeatureTarget(teacher="foreign_models:timm", normalize="none")
     scaled = [(means[..., c] * 0.225 + 0.45 - timm.mean[c]) / timm.std[c] for c in range(3)]  # type: ignore[index]
     torch.testing.assert_close(target(clips), torch.stack(scaled, dim=-1), atol=1e-5, rtol=1e-5)
 
@@ -207,7 +207,7 @@ def test_other_models_are_applied_per_frame() -> None:
         ({"teacher": "foreign_models:timm", "frame_stride": 0}, r"frame_stride 0 must be 1 or more"),
         ({"teacher": "foreign_models:timm", "loss": "cosin"}, r"feature loss 'cosin'.*did you mean 'cosine'"),
         (
-            {"teacher": "foreign_models:timm", "normalise": "layr"},
+            {"teacher": "foreign_models:timm", "normalize": "layr"},
             r"feature normalization 'layr'.*mean 'layer'",
         ),
         ({"teacher": "foreign_models:timm", "beta": 0}, r"feature beta 0 must be above 0"),

@@ -23,34 +23,34 @@ def test_target_equals_the_recorded_targets_of_mae(golden: Path) -> None:
     torch.testing.assert_close(target[recorded["mask"]], recorded["target_masked"], atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
+@pytest.mark.parametrize("normalized", [True, False])
 @pytest.mark.parametrize("frames", ["first", "all"])
-def test_target_equals_the_slow_version(normalised: bool, frames: str) -> None:
+def test_target_equals_the_slow_version(normalized: bool, frames: str) -> None:
     """Float32 against float64: tolerance 1e-5; raw pixels are copied exactly."""
     torch.manual_seed(0)
     clips = torch.randn(2, 3, 4, 8, 12)
-    module = PixelTarget(normalised=normalised, frames=frames, output_stride=(2, 4, 6))
+    module = PixelTarget(normalized=normalized, frames=frames, output_stride=(2, 4, 6))
     target = module(clips)
     count = 2 if frames == "all" else 1
-    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalized=normalised)
+    slow = pixel_target(clips, stride=(2, 4, 6), frames=count, normalized=normalized)
     assert target.shape == (2, 2, 2, 2, module.values_per_token)
     assert module.values_per_token == count * 4 * 6 * 3
     expected = torch.tensor(slow).view_as(target)
-    torch.testing.assert_close(target, expected, atol=1e-5 if normalised else 0, rtol=0)
+    torch.testing.assert_close(target, expected, atol=1e-5 if normalized else 0, rtol=0)
 
 
-@pytest.mark.parametrize("normalised", [True, False])
-def test_target_converts_back_to_the_clip(normalised: bool) -> None:
+@pytest.mark.parametrize("normalized", [True, False])
+def test_target_converts_back_to_the_clip(normalized: bool) -> None:
     clips = torch.randn(2, 3, 4, 32, 48)
-    whole = PixelTarget(normalised=normalised, frames="all")
+    whole = PixelTarget(normalized=normalized, frames="all")
     torch.testing.assert_close(whole.as_clips(whole(clips), clips), clips, atol=1e-5, rtol=0)
-    first = PixelTarget(normalised=normalised)
+    first = PixelTarget(normalized=normalized)
     torch.testing.assert_close(first.as_clips(first(clips), clips), clips[:, :, ::2], atol=1e-5, rtol=0)
 
 
 def test_image_is_a_clip_of_one_frame() -> None:
     images = torch.randn(2, 3, 1, 32, 32)
-    target = PixelTarget(output_stride=(1, 16, 16), normalised=False)(images)
+    target = PixelTarget(output_stride=(1, 16, 16), normalized=False)(images)
     assert target.shape == (2, 1, 2, 2, 768)
     torch.testing.assert_close(target[1, 0, 1, 0], images[1, :, 0, 16:, :16].permute(1, 2, 0).flatten())
 
@@ -60,7 +60,7 @@ def test_flat_position_gives_zeros_and_no_infinity() -> None:
 
 
 def test_simmim_is_the_mean_of_absolute_errors_of_raw_pixels() -> None:
-    target = PixelTarget(normalised=False, loss="l1")
+    target = PixelTarget(normalized=False, loss="l1")
     predictions, truth = torch.randn(1, 2, 2, 2, 768), torch.randn(1, 2, 2, 2, 768)
     mask = torch.tensor([[[[True, False], [False, True]]]])  # both time steps
     hidden = (predictions - truth).abs()[:, :, [0, 1], [0, 1]]
@@ -105,7 +105,7 @@ def test_run_passes_its_normalization_to_the_target() -> None:
     torch.testing.assert_close(target.get_buffer("_smallest"), expected, atol=0, rtol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"normalised": False}, {"output_stride": (1, 1, 1)}])
+@pytest.mark.parametrize("changes", [{"normalized": False}, {"output_stride": (1, 1, 1)}])
 def test_per_channel_needs_a_deviation(changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="per_channel true needs normalized values and more than one pixel"):
         PixelTarget(per_channel=True, **changes)

@@ -164,7 +164,7 @@ def test_wrong_files_are_refused(dvae: str, codebook: str, tmp_path: Path) -> No
         (DvaeTarget, tmp_path / "gone.pt", r"gone\.pt: no such file"),
         (DvaeTarget, codebook, "contains a tokenizer of kind 'vq', but kind 'dvae' is needed"),
         (CodebookTarget, dvae, "contains a tokenizer of kind 'dvae', but kind 'vq' is needed"),
-        (CodebookTarget, tmp_path / "encoder.pt", r"encoder\.pt: not a safetensors file; use"),
+        (CodebookTarget, tmp_path / "encoder.pt", r"encoder\.pt is not a safetensors file; use"),
         (DvaeTarget, encoder, "contains the model 'mvitv2_encoder', but a tokenizer is needed"),
     ):
         with pytest.raises(UserError, match=words):

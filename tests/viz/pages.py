@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from typing import Any
+
+import vl_convert
+
+from videomaskfeat.viz.page import chart_spec
 
 
 class Page(HTMLParser):
@@ -37,3 +42,9 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
+
+
+def drawn_height(chart: dict[str, Any]) -> float:
+    """Height of the whole picture, in pixels."""
+    svg = vl_convert.vegalite_to_svg(chart_spec(chart["data"]))
+    return float(re.search(r'<svg[^>]* height="([\d.]+)"', svg)[1])  # type: ignore[index]

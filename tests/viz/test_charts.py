@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import vl_convert
 
+from tests.viz.pages import drawn_height
 from videomaskfeat.metrics.ava_map import average_precision_of, precision_by_recall
 from videomaskfeat.viz.charts import (
     Curve,
@@ -46,6 +47,19 @@ def test_charts_are_drawn_with_their_axes_and_names() -> None:
     assert "precision" in drawn_texts(recall_chart("talk", np.array([1, 0.5])))
     matrix = confusion_chart("Classes", np.array([[3, 1], [0, 2]]), ["same", "same"])
     assert sorted(drawn_texts(matrix)) == ["1", "2", "3", "label", "prediction", *["same"] * 4]
+
+
+@pytest.mark.parametrize(
+    "chart",
+    [
+        *(line_chart("Loss", [curve(1, 2, name=f"run {n}") for n in range(count)]) for count in (1, 2, 5)),
+        recall_chart("talk", np.array([1, 0.5])),
+        *(confusion_chart("", np.eye(2, dtype=int), names) for names in (["a", "b"], ["walk" * 20, "b"])),
+    ],
+)
+def test_reserved_height_is_that_of_the_drawn_chart(chart: dict[str, Any]) -> None:
+    """Within 2 pixels, since fonts differ: pages do not jump when a chart is drawn, and have no gap below."""
+    assert drawn_height(chart) == pytest.approx(chart["data"]["height"], abs=2)
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:

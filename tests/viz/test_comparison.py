@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from tests.viz.pages import Page
+from tests.viz.pages import Page, drawn_height
 from videomaskfeat.viz.comparison import (
-    HEADER,
     Gain,
     SeedResult,
     TargetCost,
@@ -17,6 +16,7 @@ from videomaskfeat.viz.comparison import (
     comparison_data,
     gain_chart,
     render_comparison,
+    table_header,
 )
 
 COST = TargetCost(step_ms=50.0, clips=8, target_ms=5.0, parameters=10)
@@ -41,7 +41,7 @@ def seed_result(
         "probe_classes": 12,
     }
     reports = [f"hog/seed_{seed}/{run}/report.html" for run in ("pretrained", "finetuned")]
-    tuned, scratch = ({"top1": top1, "classes": 5}, {"top1": 40.0}) if top1 else ({}, {})
+    tuned, scratch = ({"": {"top1": top1, "classes": 5}}, {"": {"top1": 40.0}}) if top1 else ({}, {})
     return SeedResult(seed, reports, metrics, summary, tuned, scratch)
 
 
@@ -55,7 +55,7 @@ RESULTS = TargetResults(
 
 def test_row_has_mean_deviation_and_wins_over_the_seeds() -> None:
     """By hand: sample deviation; equal accuracies are no win; a probe that was not run has empty cells."""
-    cells = dict(zip(HEADER, RESULTS.cells(), strict=True))
+    cells = dict(zip(table_header([""]), RESULTS.cells(), strict=True))
     expected = {
         "Steps": "3",
         "Clips per step": "8",
@@ -73,11 +73,21 @@ def test_row_has_mean_deviation_and_wins_over_the_seeds() -> None:
     assert RESULTS.row()["linear_top1_wins"] == "1 of 2"
 
 
+def test_cost_of_a_step_covers_all_its_micro_batches() -> None:
+    results = TargetResults("hog", "nano", COST, RESULTS.seeds, micro_batches=3)
+    cells = dict(zip(table_header([""]), results.cells(), strict=True))
+    assert (cells["Clips per step"], cells["Time per step"]) == ("24", "150 ms")
+    assert cells["Share of the target"] == "10.0%"
+    text = Page(render_comparison([results], title="compare")).text
+    assert "150 ms per step 24 clips per step; target: 15 ms" in text
+    assert results.row()["micro_batches"] == 3
+
+
 def test_one_seed_has_no_deviation_and_no_fine_tuning_has_no_number() -> None:
     single = TargetResults("hog", "nano", COST, [seed_result(1, [1, 2], 30.0, 10.0, 0.0)])
     assert single.cells()[-4:] == ["30.0", "10.0", "", ""]
     markdown = TargetResults.markdown([single, RESULTS])
-    assert [line.count("|") for line in markdown.splitlines()] == [len(HEADER) + 1] * 4
+    assert [line.count("|") for line in markdown.splitlines()] == [len(table_header([""])) + 1] * 4
 
 
 def test_page_shows_every_number_curve_and_run() -> None:
@@ -139,7 +149,9 @@ def test_gain_is_the_mean_of_pairs_with_students_interval() -> None:
 def test_page_has_the_gain_of_each_target_and_factor() -> None:
     hog = factor_results("hog", {"motion": [8.0, 10.0, 12.0], "color": [-1.0, 1.0, 0.0]})
     mae = factor_results("mae", {"motion": [1.0, 1.0, 1.0]})
-    data = gain_chart([hog, mae], "linear_top1")["data"]
+    chart = gain_chart([hog, mae], "linear_top1")
+    assert drawn_height(chart) == pytest.approx(chart["data"]["height"], abs=2)
+    data = chart["data"]
     assert (data["targets"], data["factors"], data["largest"]) == (["hog", "mae"], ["motion", "color"], 10.0)
     cells = {(cell["target"], cell["factor"]): cell for cell in data["cells"]}
     # 4.303 * 2 / sqrt(3) = 4.97 and 4.303 * 1 / sqrt(3) = 2.48.
@@ -159,3 +171,50 @@ def test_page_has_the_gain_of_each_target_and_factor() -> None:
     assert "| hog | +10.0 ± 5.0 | +0.0 ± 2.5 |" in markdown
     assert "| mae | +1.0 ± 0.0 |  |" in markdown
     assert "Points over the random encoder" not in TargetResults.markdown([RESULTS])
+
+
+def test_each_fine_tuning_has_its_columns_cards_and_gain() -> None:
+    """By hand: 60 and 64 against 40 are +22.0 ± 12.706 * 2.828 / sqrt(2) = 25.4; a name may have "_"."""
+    results = []
+    for name, motion in (("hog", (60.0, 64.0)), ("mae", (50.0, 50.0))):
+        seeds = [
+            SeedResult(
+                number,
+                [],
+                {"step": np.array([1, 2]), "loss": np.array([1.0, 0.5])},
+                {},
+                {"motion": {"top1": top1, "classes": 4}, "few_digits": {"top1": 30.0, "classes": 10}},
+                {"motion": {"top1": 40.0}, "few_digits": {"top1": 35.0}},
+            )
+            for number, top1 in enumerate(motion, start=1)
+        ]
+        results.append(TargetResults(name, "nano", COST, seeds))
+    data = comparison_data(results, title="compare")
+    assert data["table"]["header"][-4:] == (
+        "Fine-tuned top-1, motion",
+        "Fine-tuned from scratch, motion",
+        "Fine-tuned top-1, few_digits",
+        "Fine-tuned from scratch, few_digits",
+    )
+    assert data["table"]["rows"][0][-4:] == (
+        "62.0 ± 2.8 (2 of 2)",
+        "40.0 ± 0.0",
+        "30.0 ± 0.0 (0 of 2)",
+        "35.0 ± 0.0",
+    )
+    row = results[0].row()
+    assert (row["finetuned_top1_motion"], row["scratch_top1_few_digits"]) == ([60.0, 64.0], [35.0, 35.0])
+    assert (row["finetuned_wins_motion"], row["finetuned_gain_few_digits"]["mean"]) == ("2 of 2", -5.0)
+    (gains,) = data["gains"]  # no probes
+    assert gains["title"] == "Points over random weights, fine-tuned"
+    texts = {(cell["target"], cell["factor"]): cell["text"] for cell in gains["data"]["cells"]}
+    assert texts["hog", "motion"] == "+22.0 ± 25.4"
+    assert texts["mae", "few_digits"] == "-5.0 ± 0.0"
+    page = Page(render_comparison(results, title="compare"))
+    for words in (
+        "The models fine-tuned for motion classify 4 classes (chance level 25.0 %).",
+        "Fine-tuned top-1, few_digits",
+        "from scratch 35.0 ± 0.0 %",
+    ):
+        assert words in page.text, words
+    assert "| hog | +22.0 ± 25.4 | -5.0 ± 0.0 |" in TargetResults.markdown(results)

@@ -69,7 +69,7 @@ def test_page_has_every_part() -> None:
         "5 x 3 temporal views x crops along the longer side",
         "frame stride 4 at 30 frames per second",
         "224 pixels",
-        "std 0.225",
+        "Std: 0.225.",
         "fall 10 % predicted: push 80 %",
         "no picture",
         "All videos could be read.",
@@ -159,6 +159,25 @@ def test_protocol_of_segments_and_neighbors() -> None:
     text = page_of(protocol={**protocol, "precision": "float32", "reader": "pyav"}).text
     for words in ("one from each of 8 equal segments", "; 5 nearest neighbors vote", "float32", "pyav"):
         assert words in text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "sentence"),
+    [
+        ({"short_video": "clamp"}, "The last frame of a video that is shorter than a clip is repeated."),
+        ({"short_video": "loop"}, "A video that is shorter than a clip starts again from its first frame."),
+        ({"short_video": "error"}, "A video that is shorter than a clip counts as unreadable."),
+        (
+            {"mean": [0.4, 0.5], "std": 0.25},
+            "Pixels are normalized with mean 0.4, 0.5 and standard deviation 0.25.",
+        ),
+        ({"temperature": 0.07}, "Temperature: 0.07."),
+    ],
+)
+def test_protocol_is_described_in_sentences(protocol: dict[str, Any], sentence: str) -> None:
+    text = page_of(protocol={"views": 1, "crops": 1, **protocol}).text
+    assert f"{sentence} Confusion matrix" in text
+    assert "short_video" not in text
 
 
 def test_classes_come_by_accuracy_and_those_without_videos_last() -> None:

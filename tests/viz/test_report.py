@@ -169,8 +169,12 @@ def write_classifier_run(folder: Path, top1: float) -> Path:
         ),
         ({"kind": "finetune", "mean_class": 3, "classes": 50}, "accuracy 3.00 % chance level 2.0 % Run"),
         (
-            {"kind": "detect", "mean_ap": 0.5, "key_frames": 4, "listed": 5, "area": "centre"},
+            {"kind": "detect", "mean_ap": 0.5, "key_frames": 4, "listed": 5, "area": "center"},
             "Held-out detection Frame mAP 50.00 % On 4 of 5 held-out key frames, center crops, with",
+        ),
+        (
+            {"kind": "detect", "mean_ap": 0.5, "mean_ap_chance": 0.125},
+            "Frame mAP 50.00 % chance level 12.50 %: the same detections in random order Run",
         ),
         (
             {
@@ -213,6 +217,10 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     assert titles(beside["charts"]) == ["Held-out top-1, percent", "Training top-1, percent", "Training loss"]
     assert "tuned:" in beside["charts"][0]["label"]
     assert "scratch:" in beside["charts"][0]["label"]
+    scratch.joinpath("summary.json").write_text('{"kind": "pretrain"}')
+    words = "scratch is a pre-training and .*tuned a fine-tuning; --beside compares runs of one kind"
+    with pytest.raises(UserError, match=words):
+        report(tuned, beside=[scratch])
     with pytest.raises(UserError, match="4 runs to compare with; the maximum is 3"):
         report(tuned, beside=[scratch] * 4)
 
@@ -274,8 +282,8 @@ def test_damaged_files_are_noted_and_the_rest_is_shown(run: Path) -> None:
     (run / "environment.json").write_text("[1]")
     (run / "config.yaml").write_text("a: [")
     page = page_of(run)
-    assert "summary.json: not a JSON object, left out." in page.text
-    assert "environment.json: not a JSON object, left out." in page.text
+    assert "summary.json is not a JSON object, left out." in page.text
+    assert "environment.json is not a JSON object, left out." in page.text
     assert "a: [" in page.text  # the config as it stands
 
 
@@ -376,7 +384,7 @@ def test_fine_tuning_shows_its_confusion_matrix_with_class_names(tmp_path: Path)
 def test_damaged_confusion_matrix_is_noted(tmp_path: Path, content: str) -> None:
     run = write_classifier_run(tmp_path / "tuned", 42.5)
     (run / "confusion.json").write_text(content)
-    assert "confusion.json: not a confusion matrix, left out." in page_of(run).text
+    assert "confusion.json is not a confusion matrix, left out." in page_of(run).text
 
 
 def test_versions_of_older_runs_are_shown(run: Path) -> None:

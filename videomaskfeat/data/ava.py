@@ -36,8 +36,8 @@ from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
 _KEY_FRAMES_PER_PASS = 32  # a pass stores the packets between its first and last frame
-Area = Literal["whole", "centre"]
-AREAS: tuple[Area, ...] = ("whole", "centre")
+Area = Literal["whole", "center"]
+AREAS: tuple[Area, ...] = ("whole", "center")
 
 
 def clip_seconds(
@@ -157,7 +157,7 @@ class KeyFrameViews(Dataset[KeyFrameBatch]):
         key_frames: key frames with the boxes to test.
         sources: one for each of ``key_frames.videos``.
         frames, stride, target_fps: see ``key_clips``.
-        area: ``whole`` (the whole frame) or ``centre`` (a center crop as high as the short side; boxes are
+        area: ``whole`` (the whole frame) or ``center`` (a center crop as high as the short side; boxes are
             clipped to it, and a box outside becomes a pixel at the border).
         short_sides: lengths in pixels of the resized short side, one for each scale.
         multiple: the sides of whole frames are rounded to multiples of this, see `WholeFrame`.

@@ -198,7 +198,7 @@ def training_key_frames(
     for rows in truth:
         if not len(rows.videos):
             raise UserError(
-                f"{rows.source}: has no rows{' with a box' if len(rows.empty_lines) else ''}; ground truth "
+                f"{rows.source} has no rows{' with a box' if len(rows.empty_lines) else ''}; ground truth "
                 f"has a row `{TRUTH_FORM}` for each box and action"
             )
     detected = [_read_detections(path, names, classes) for path in detections]

@@ -419,7 +419,7 @@ def _all_labels(records: Records) -> np.ndarray:
     labels = records.labels
     if labels is None:
         raise UserError(
-            f"{records.source}: has no labels, and classification needs one for each video; a list has rows "
+            f"{records.source} has no labels, and classification needs one for each video; a list has rows "
             "`path label`"
         )
     if (labels < 0).any():

@@ -136,7 +136,7 @@ def _read_rows(source: str) -> Iterator[_Row]:
             empty = False
             yield fields[0], line, fields[2], fields[3].strip('"')
         if empty:
-            raise UserError(f"{source}: has a header but no rows")
+            raise UserError(f"{source} has a header but no rows")
 
 
 def _is_count(text: str) -> bool:

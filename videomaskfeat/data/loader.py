@@ -383,7 +383,7 @@ def _videos_per_step(dataset: RecordClips[Any, Any], batch_size: int, shares: in
             else f"use more {dataset.unit}s or fewer ranks"
         )
         raise UserError(
-            f"{dataset.records.source}: contains {len(dataset)} {dataset.unit}s, fewer than the {videos} of "
+            f"{dataset.records.source} contains {len(dataset)} {dataset.unit}s, fewer than the {videos} of "
             f"one step (batch_size={batch_size}); {remedy}"
         )
     return videos

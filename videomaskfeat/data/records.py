@@ -71,7 +71,7 @@ class Records(Sequence[Record]):
     ) -> Records:
         """Records of a few paths; UserError without paths."""
         if not paths:
-            raise UserError(f"{source}: contains no videos")
+            raise UserError(f"{source} contains no videos")
         encoded = [os.fsencode(path) for path in paths]
         ends = np.cumsum([len(path) for path in encoded])
         starts = np.concatenate([[0], ends[:-1]])

@@ -163,7 +163,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     except PickledCode as error:
         name = f" ({error.name})" if error.name else ""  # a changed byte may make another name of it
         raise DamagedCheckpointError(
-            f"{text}: contains pickled code{name}, which is never executed here; resume only from checkpoints"
+            f"{text} contains pickled code{name}, which is never executed here; resume only from checkpoints"
             " that this program wrote, and bring weights as .safetensors"
         ) from error
     except DamagedFile as error:
@@ -383,7 +383,7 @@ class TrainState:
         check_fingerprint(self.upgrade_fingerprint(saved["fingerprint"]), self.fingerprint, where)
         if self.ema is not None and saved.get("ema") is None:
             raise DamagedCheckpointError(
-                f"{where}: contains no averaged weights; switch the ema off, or use another run folder"
+                f"{where} contains no averaged weights; switch the ema off, or use another run folder"
             )
         for name, component in self.components.items():
             if name not in saved:
@@ -499,7 +499,7 @@ def check_weights(saved: Mapping[str, Tensor], model: nn.Module, where: str | os
     ]
     if faults:
         raise DamagedCheckpointError(
-            f"{where}: contains another model: {_join(faults[:_MAX_NAMES], len(faults))};"
+            f"{where} contains another model: {_join(faults[:_MAX_NAMES], len(faults))};"
             " use the config that it was trained with, or another run folder"
         )
 

@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, current_name, flat, free_keys, load_config
+from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
@@ -81,8 +81,7 @@ class RunFolder:
         extends the run, its length is that of the config.
         """
         schema = type(self._config)
-        renamed = {current_name(schema, key): value for key, value in saved.items()}
-        present = _without_free_keys(renamed, schema)
+        present = _without_free_keys(current_values(schema, saved), schema)
         parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
         defaults = _without_free_keys(flat(schema()), schema).items()
         upgraded = {**{key: value for key, value in defaults if key not in parents}, **present}
@@ -120,7 +119,7 @@ class RunFolder:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
             raise UserError(
-                f"{self.path}: contains a run of another job or version ({error}); choose another run.folder"
+                f"{self.path} contains a run of another job or version ({error}); choose another run.folder"
             ) from error
         check_fingerprint(self.upgrade_fingerprint(flat(earlier)), self.fingerprint, config_path)
 

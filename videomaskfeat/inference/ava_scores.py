@@ -31,7 +31,7 @@ from videomaskfeat.metrics.ava_map import (
     result_of,
     write_detections,
 )
-from videomaskfeat.viz.detection import ActionRow, format_percent, render_detection
+from videomaskfeat.viz.detection import ActionRow, format_percent, mean_chance, render_detection
 
 _BINS = 200  # steps of recall in the curves
 _LISTED_FAILURES = 100  # unreadable key frames in result.json; failures.jsonl lists all
@@ -94,6 +94,11 @@ class ScoredDetections:
     actions: list[ActionRow]
     persons: list[Part]
     sizes: list[Part]
+
+    @property
+    def chance(self) -> float:
+        """Expected mAP of the same detections in random order, 0..1."""
+        return mean_chance(self.actions)
 
     @property
     def judged(self) -> int:
@@ -224,6 +229,7 @@ def _summarize(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, 
     data = scored.data
     return {
         "mean_ap": scored.result.mean_ap,
+        "mean_ap_chance": scored.chance,
         "protocol": {
             "score": "AVA frame mAP",
             "iou_threshold": scored.rules.iou_threshold,

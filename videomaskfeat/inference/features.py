@@ -83,7 +83,7 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
     path = Path(folder)
     meta = _read_meta(path)
     if meta is None:
-        raise UserError(f"{path}: has no features (no meta.json); give a folder that extract-features wrote")
+        raise UserError(f"{path} has no features (no meta.json); give a folder that extract-features wrote")
     if not meta["finished"]:
         raise UserError(f"{path}: its features are not finished; run the same command again to resume")
     rows = _read_csv(path / "index.csv", ("row", "path", "label"))
@@ -137,7 +137,7 @@ class FeatureFolder:
             remove_temporary_files(self.path)  # of a process that was killed before meta.json was complete
             if set(list_folder(self.path)) - {self._ignored}:
                 raise UserError(
-                    f"{self.path}: has files but no features (no meta.json); choose another folder"
+                    f"{self.path} has files but no features (no meta.json); choose another folder"
                 )
             self._write_meta(**about, settings=options, finished=False)
         elif not meta["finished"] and not self._has_features():
@@ -267,7 +267,7 @@ class FeatureFolder:
             return Shard(shard.rows, [(int(row), str(cause)) for row, cause in shard.failures], shard.shape)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{path}: is damaged ({show_text(error)}); remove it, and run the command again"
+                f"{path} is damaged ({show_text(error)}); remove it, and run the command again"
             ) from error
 
     def _write_meta(self, **meta: Any) -> None:
@@ -296,7 +296,7 @@ def _read_csv(path: Path, columns: Sequence[str]) -> list[tuple[str, ...]]:
         try:
             return [tuple(row[column] for column in columns) for row in csv.DictReader(file, strict=True)]
         except (csv.Error, KeyError, TypeError) as error:
-            raise UserError(f"{path}: is damaged ({show_text(error)}); extract the features again") from error
+            raise UserError(f"{path} is damaged ({show_text(error)}); extract the features again") from error
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

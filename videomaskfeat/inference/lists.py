@@ -150,7 +150,7 @@ def read_class_names(path: str | os.PathLike[str]) -> tuple[str, ...]:
     else:
         names = _parse_names(text, name)
     if not names:
-        raise UserError(f"{name}: contains no class names; write one per line, in the order of the labels")
+        raise UserError(f"{name} contains no class names; write one per line, in the order of the labels")
     invalid = next((one for one in names if not is_name(one)), None)
     if invalid is not None:
         raise UserError(f"{name}: the class name {show_text(repr(invalid))} is not text; correct it")

@@ -161,13 +161,13 @@ def _find_name(known: set[str], video: str) -> str | None:
 
 def _missing_boxes(name: str, videos: Sequence[str], known: list[str]) -> UserError:
     if not known:
-        return UserError(f"{name}: contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`")
+        return UserError(f"{name} contains no boxes; a row is `video,second,x1,y1,x2,y2,,score`")
     listed = ", ".join(known[:_NAMED_VIDEOS])
     if len(known) > _NAMED_VIDEOS:
         listed += f" and {len(known) - _NAMED_VIDEOS} more"
     missing = ", ".join(repr(Path(video).stem) for video in videos)
     return UserError(
-        f"{name}: has no box of {missing}; its videos are {listed}: a row starts with the file name of the "
+        f"{name} has no box of {missing}; its videos are {listed}: a row starts with the file name of the "
         "video without its suffix; rename the video or the rows"
     )
 

@@ -161,7 +161,7 @@ def find_actions(
     batch_size = detector.machine.clips_at_once if clips_at_once is None else clips_at_once
     _check_arguments(boxes, box_detector, every, threshold, batch_size)
     if is_folder(path):
-        raise UserError(f"{path}: is a folder; give a video file")
+        raise UserError(f"{path} is a folder; give a video file")
     with open_timed(path) as reader:
         duration, fps = reader.duration_seconds, reader.fps
         source: FileBoxes | _DetectedBoxes

@@ -132,7 +132,7 @@ def load_scores(path: str | os.PathLike[str]) -> ScoredList:
         except Exception as error:  # zlib, zipfile and numpy raise many types for a damaged file
             reason = show_text(error) or type(error).__name__
             raise UserError(
-                f"{name}: is not a file of scores ({reason}); give the scores.npz that "
+                f"{name} is not a file of scores ({reason}); give the scores.npz that "
                 "`videomaskfeat evaluate` wrote"
             ) from error
 

@@ -211,7 +211,7 @@ class _Reader:
 def _reader_of(path: str, written: Mapping[str, Any]) -> _Reader:
     if not any(key.startswith("MODEL.") for key in written):
         raise UserError(
-            f"{path}: not a PySlowFast YAML: it has no section MODEL; use the YAML that the checkpoint was "
+            f"{path} is not a PySlowFast YAML: it has no section MODEL; use the YAML that the checkpoint was "
             "trained with"
         )
     name = written.get("MODEL.MODEL_NAME", "SlowFast")
@@ -286,7 +286,7 @@ def _pixels(options: Options, output_stride: Triple) -> PixelTarget:
             f"{options.path}: MASK.TIME_STRIDE_LOSS False is supported only with MASK.MAE_ON True"
         )
     return PixelTarget(
-        normalised=options["MASK.NORM_PRED_PIXEL"],
+        normalized=options["MASK.NORM_PRED_PIXEL"],
         frames="first" if first else "all",
         output_stride=output_stride,
     )

@@ -159,7 +159,7 @@ def read_yaml(path: str) -> Mapping[str, Any]:
     """
     content = read_plain_yaml(path, what="a PySlowFast YAML")
     if not isinstance(content, Mapping):
-        raise UserError(f"{path}: not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
+        raise UserError(f"{path} is not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
     return dict(_flatten(content))
 
 

@@ -35,7 +35,7 @@ def average_files(
     real = [os.path.realpath(file) for file in files]
     for number, file in enumerate(files):
         if real[number] in real[:number]:
-            raise UserError(f"{file}: is given twice; give each file once")
+            raise UserError(f"{file} is given twice; give each file once")
     scored = average_scores([load_scores(file) for file in files], files)
     about = {
         "title": f"Average of {len(files)} evaluations",

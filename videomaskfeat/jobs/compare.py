@@ -43,8 +43,14 @@ from videomaskfeat.schemas import (
     TokenizerConfig,
 )
 from videomaskfeat.texts import read_json, show_text
-from videomaskfeat.values import build_dataclass
-from videomaskfeat.viz.comparison import SeedResult, TargetCost, TargetResults, render_comparison
+from videomaskfeat.values import build_dataclass, conform
+from videomaskfeat.viz.comparison import (
+    SeedResult,
+    TargetCost,
+    TargetResults,
+    join_names,
+    render_comparison,
+)
 from videomaskfeat.viz.report import read_run
 
 CONFIGS: dict[str, type] = {
@@ -163,7 +169,7 @@ class Command:
             RunFailed: the run did not finish, or a signal stopped it.
         """
         make_folder(self.folder.parent)
-        path = self.folder.with_suffix(".log")
+        path = self.folder.with_name(f"{self.folder.name}.log")
         environment = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
         config = ["--config", self.config] if self.config else []
         with path.open("a", encoding="utf-8") as log:
@@ -186,20 +192,19 @@ class TargetRuns:
         seed: seed of all runs.
         before: runs that the others need, such as a tokenizer's.
         pretrain: the run that is compared.
-        finetune: fine-tuning of its encoder, or None.
-        scratch: the same fine-tuning from random weights, or None; shared by entries with the same keys.
+        finetunes: fine-tunings of its encoder by name ("" for the only one); empty without fine-tuning.
+        scratch: the same fine-tunings from random weights; shared by entries with the same keys.
     """
 
     target: str
     seed: int
     before: tuple[Command, ...]
     pretrain: Command
-    finetune: Command | None
-    scratch: Command | None
+    finetunes: Mapping[str, Command]
+    scratch: Mapping[str, Command]
 
     def __iter__(self) -> Iterator[Command]:
-        rest = (self.pretrain, self.finetune, self.scratch)
-        return iter([*self.before, *(command for command in rest if command is not None)])
+        return iter([*self.before, self.pretrain, *self.finetunes.values(), *self.scratch.values()])
 
     def pretrain_config(self) -> PretrainConfig:
         """The resolved config of the pre-training.
@@ -243,6 +248,12 @@ def plan_runs(section: CompareSettings, targets: Sequence[str] = ()) -> list[Tar
             belongs to another config.
     """
     check_config(CompareConfig(section))
+    if section.finetunes and not section.finetune:
+        raise UserError(
+            "compare.finetunes needs the config of the fine-tunings; set compare.finetune, such as "
+            "configs/finetune/sample.yaml"
+        )
+    tunings = conform(section.finetunes, Mapping[str, Mapping[str, Any]], "compare.finetunes") or {"": {}}
     shared = build_dataclass(_Shared, section.shared, name="compare.shared")
     entries = {
         name: build_dataclass(_Entry, {} if entry is None else entry, name=f"compare.targets.{name}")
@@ -252,7 +263,10 @@ def plan_runs(section: CompareSettings, targets: Sequence[str] = ()) -> list[Tar
     for name in targets or entries:  # reports mistakes in all entries before the first run
         check_name("--targets: compare.targets entry", name, entries)
         with _naming(name):
-            own = [_plan_target(section, shared, entries, name, seed + 1) for seed in range(section.seeds)]
+            own = [
+                _plan_target(section, shared, tunings, entries, name, seed + 1)
+                for seed in range(section.seeds)
+            ]
             for command in itertools.chain(*own):
                 command.check()
         runs += own
@@ -260,7 +274,12 @@ def plan_runs(section: CompareSettings, targets: Sequence[str] = ()) -> list[Tar
 
 
 def _plan_target(
-    section: CompareSettings, shared: _Shared, entries: Mapping[str, _Entry], name: str, seed: int
+    section: CompareSettings,
+    shared: _Shared,
+    tunings: Mapping[str, Mapping[str, Any]],
+    entries: Mapping[str, _Entry],
+    name: str,
+    seed: int,
 ) -> TargetRuns:
     """The runs of an entry with a seed."""
     folder, entry = Path(section.folder), entries[name]
@@ -273,9 +292,20 @@ def _plan_target(
             texts = [text.replace(word, value) for text in texts]
         return Command(Path(texts[0]), verb, texts[1], tuple(texts[2:]))
 
-    def plan_finetuning(name: str, weights: str, place: str) -> Command:
-        trees = (shared.finetune, entry.finetune, {"model": {"weights": weights}})
-        return plan("finetune", section.finetune, name, *trees, place=place)
+    def plan_finetunings(kind: str, weights: str, place: str) -> dict[str, Command]:
+        rest = (entry.finetune, {"model": {"weights": weights}})
+        return {
+            name: plan(
+                "finetune",
+                section.finetune,
+                join_names(kind, name),
+                shared.finetune,
+                keys,
+                *rest,
+                place=place,
+            )
+            for name, keys in tunings.items()
+        }
 
     before = tuple(
         plan(run.verb, run.config, name, run.keys, place=run.folder) for name, run in entry.before.items()
@@ -287,11 +317,11 @@ def _plan_target(
         interval = {"run": {"evaluate_epochs": epochs / section.probes}}
         pretrain = plan("pretrain", section.pretrain, "pretrained", *keys, interval)
     if not section.finetune:
-        return TargetRuns(name, seed, before, pretrain, None, None)
+        return TargetRuns(name, seed, before, pretrain, {}, {})
     first = next(other for other, one in entries.items() if one.finetune == entry.finetune)
-    finetune = plan_finetuning("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
-    scratch = plan_finetuning("scratch", "", f"{{folder}}/{first}/seed_{seed}")
-    return TargetRuns(name, seed, before, pretrain, finetune, scratch)
+    finetunes = plan_finetunings("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
+    scratch = plan_finetunings("scratch", "", f"{{folder}}/{first}/seed_{seed}")
+    return TargetRuns(name, seed, before, pretrain, finetunes, scratch)
 
 
 def overrides_of(tree: Mapping[str, Any]) -> list[str]:
@@ -326,11 +356,11 @@ def _first_seeds(runs: Sequence[TargetRuns]) -> list[TargetRuns]:
 
 
 def method_cost(config: PretrainConfig, *, steps: int = TIMED_STEPS) -> TargetCost:
-    """Time steps on one batch of the training list, without data loading and optimizer.
+    """Time one micro-batch of the training list, without data loading and optimizer.
 
     Args:
         config: config of a pre-training; its run folder is not changed.
-        steps: number of timed steps, after two untimed ones.
+        steps: number of timed passes, after two untimed ones.
 
     Raises:
         UserError: a key of the config is wrong.
@@ -408,7 +438,7 @@ def _measure_cost(runs: TargetRuns, verbs: Verbs, report: Report) -> None:
     with whole_file(path) as file:
         file.write(json.dumps({"of": fingerprint, "cost": vars(cost)}))
     step, target = duration_text(cost.step_ms / 1e3), duration_text(cost.target_ms / 1e3)
-    report(f"{runs.target}: time per step {step}, target {target}")
+    report(f"{runs.target}: time per micro-batch {step}, target {target}")
 
 
 def _cost_path(runs: TargetRuns) -> Path:
@@ -425,7 +455,7 @@ def _read_cost(path: Path) -> tuple[Any, TargetCost]:
     try:
         return plain["of"], build_dataclass(TargetCost, plain["cost"])
     except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path}: is damaged ({show_text(error)}); remove it, and start again") from error
+        raise UserError(f"{path} is damaged ({show_text(error)}); remove it, and start again") from error
 
 
 # The page.
@@ -439,6 +469,7 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
             model=first.pretrain_config().model.name,
             cost=_read_cost(_cost_path(first))[1],
             seeds=[_seed_result(one, folder) for one in runs if one.target == first.target],
+            micro_batches=first.pretrain_config().optim.accumulate,
         )
         for first in _first_seeds(runs)
     ]
@@ -458,8 +489,8 @@ def write_page(runs: Sequence[TargetRuns], folder: Path) -> Path:
 def _seed_result(runs: TargetRuns, folder: Path) -> SeedResult:
     facts = read_run(runs.pretrain.folder)
     tuned, scratch = (
-        {} if command is None else read_run(command.folder).summary or {}
-        for command in (runs.finetune, runs.scratch)
+        {name: read_run(command.folder).summary or {} for name, command in commands.items()}
+        for commands in (runs.finetunes, runs.scratch)
     )
     return SeedResult(
         seed=runs.seed,

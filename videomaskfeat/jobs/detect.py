@@ -188,18 +188,18 @@ class DetectRun(Run):
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         evaluate = self.config.evaluate
         scores = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
-        mean_ap, self.final_lines = distributed.run_on_main(lambda: self.write_score(scores))
+        means, self.final_lines = distributed.run_on_main(lambda: self.write_score(scores))
         return {
             "best_weights": str(self.best.path),
             "validation_best_mean_ap": self.best.score,
-            "mean_ap": mean_ap,
+            **means,
             "key_frames": scores.read,
             "listed": scores.listed,
             "area": self.recipe.area,
         }
 
-    def write_score(self, scores: BoxScores) -> tuple[float, list[str]]:
-        """Write the folder ``score``; return its mAP and the final lines of the log."""
+    def write_score(self, scores: BoxScores) -> tuple[dict[str, float], list[str]]:
+        """Write the folder ``score``; return its mAP, the chance level, and the final log lines."""
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
@@ -224,7 +224,7 @@ class DetectRun(Run):
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in format_failures(scores.failures)),
         ]
-        return scored.result.mean_ap, lines
+        return {"mean_ap": scored.result.mean_ap, "mean_ap_chance": scored.chance}, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         return self.final_lines if "mean_ap" in summary else []

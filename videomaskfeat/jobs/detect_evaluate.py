@@ -25,7 +25,7 @@ class FrameOptions:
     """How key frames are cut; None: as in the recipe of the weights.
 
     Attributes:
-        area: "whole" or "centre".
+        area: "whole" or "center".
         short_side: pixels to which the short side of a frame is resized.
         scales: short sides over which scores are averaged, instead of one.
         flip: average over each clip and its mirror image.

@@ -61,7 +61,7 @@ def detect_videos(
         on_video: called with a summary of each video, and its files.
 
     Raises:
-        UserError: the checkpoint or an option is wrong, the boxes file lacks a video, or no video could be
+        UserError: the weights or an option is wrong, the boxes file lacks a video, or no video could be
             read.
         RunFailed: a score is not finite, or the person detector raised an error.
     """
@@ -73,7 +73,7 @@ def detect_videos(
         "max_gap_seconds": actions.max_gap_seconds,
     }
     check_tracking(**tracking)
-    detector = load_detector(files.checkpoint, **vars(config.machine))
+    detector = load_detector(files.weights, **vars(config.machine))
     box_detector = None
     if persons.detector is not None:
         box_detector = load_box_detector(persons.detector, persons.detector_options)
@@ -133,7 +133,7 @@ def _describe_protocol(config: DetectVideoConfig, detector: VideoDetector) -> di
     if persons.boxes is not None:
         boxes = {"file": os.fspath(persons.boxes), "sha256": file_sha256(persons.boxes)}
     return {
-        **describe_weights(config.files.checkpoint),
+        **describe_weights(config.files.weights),
         "boxes": boxes,
         "box_score": recipe.score_threshold if persons.box_score is None else persons.box_score,
         "threshold": actions.threshold,

@@ -154,7 +154,7 @@ def export(
     paths = (target, target.with_suffix(".yaml")) if format == "slowfast" else (target,)
     for path in paths:
         if path.is_dir():
-            raise UserError(f"{path}: is a folder; give the name of the file to write")
+            raise UserError(f"{path} is a folder; give the name of the file to write")
         if path.exists() and not overwrite:
             raise UserError(f"{path} exists already; give another name, or --overwrite to replace it")
     if format == "onnx":
@@ -337,8 +337,8 @@ def _load_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> 
     texts = recipe_texts(weights)
     if not texts and input == "uint8":
         raise UserError(
-            f"{os.fspath(weights)}: weights without a recipe, so the normalization of pixels is unknown; use "
-            "--input float, and normalize clips as in training"
+            f"{os.fspath(weights)} contains weights without a recipe, so the normalization of pixels is "
+            "unknown; use --input float, and normalize clips as in training"
         )
     model = cast(Encoder, load_model(weights))
     recipe = read_testing_recipe(weights) if texts else None
@@ -455,7 +455,7 @@ def _compare(
         for name, own, expected in zip(graph.outputs, run(inputs), graph.run(inputs), strict=True):
             if not expected.isfinite().all():
                 raise RunFailed(
-                    f"{target}: not written, since the model's {name} of random clips are not finite; its "
+                    f"{target} was not written, since the model's {name} of random clips are not finite; its "
                     "weights are damaged, or its training diverged"
                 )
             assert own.shape == expected.shape
@@ -464,7 +464,7 @@ def _compare(
     for difference in differences:
         if not difference.relative <= tolerance:  # also refuses NaN
             raise RunFailed(
-                f"{target}: not written, since its {difference.output} differ from the model's by "
+                f"{target} was not written, since its {difference.output} differ from the model's by "
                 f"{difference.largest:.2g} relative to values up to {difference.value:.3g}; the tolerance is "
                 f"{tolerance:g} (--tolerance)"
             )

@@ -93,7 +93,7 @@ def extract_features(
     if videos_per_shard < 1:
         raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
     if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
-        raise UserError(f"{list_path}: is a video; give a list or a folder of videos")
+        raise UserError(f"{list_path} is a video; give a list or a folder of videos")
     with distributed.process_group(machine.torch_device):
         encoder = load_encoder(
             weights,

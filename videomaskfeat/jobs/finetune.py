@@ -242,7 +242,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     validation = choice.load(data.validation, known_classes=names, stills=stills) if data.validation else None
     if names and data.classes and len(names) != data.classes:
         raise UserError(
-            f"{names_path or data.train}: has {len(names)} class names, but data.classes is "
+            f"{names_path or data.train} has {len(names)} class names, but data.classes is "
             f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
     assert train.labels is not None

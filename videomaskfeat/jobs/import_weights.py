@@ -218,8 +218,8 @@ def _pretrain_config(path: str, imported: Imported) -> PretrainConfig:
 def _pixel_arguments(target: PixelTarget) -> dict[str, Any]:
     """The arguments that differ from the defaults of the target."""
     default, arguments = PixelTarget(), dict[str, Any]()
-    if target.normalised != default.normalised:
-        arguments["normalised"] = target.normalised
+    if target.normalized != default.normalized:
+        arguments["normalized"] = target.normalized
     if target.frames_read != default.frames_read:
         arguments["frames"] = "all"
     if target.output_stride != default.output_stride:

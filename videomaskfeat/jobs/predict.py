@@ -50,7 +50,7 @@ class Predicted:
 
 
 def predict(
-    checkpoint: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
     videos: Sequence[str],
     *,
     top: int = 5,
@@ -64,7 +64,7 @@ def predict(
     """Classify videos.
 
     Args:
-        checkpoint: weights file (safetensors) of a classifier.
+        weights: weights file (safetensors) of a classifier.
         videos: paths, at least one; of images if clips have one frame. A folder means all videos (or images)
             below it; a folder with one image per frame is one video.
         top: classes per video in the JSON file.
@@ -77,13 +77,13 @@ def predict(
         on_prediction: called with the predictions for each video.
 
     Raises:
-        UserError: the checkpoint or an argument is wrong, a folder has no videos, or no video could be read.
+        UserError: the weights or an argument are wrong, a folder has no videos, or no video could be read.
         RunFailed: the output of the model is not finite.
     """
     if top < 1:
         raise UserError(f"top {top}: must be at least 1 class")
     classifier = load_classifier(
-        checkpoint, device=machine.device, precision=machine.precision, reader=machine.reader
+        weights, device=machine.device, precision=machine.precision, reader=machine.reader
     )
     recipe = classifier.recipe.with_views(views=views, crops=crops)
     _check_videos(videos)
@@ -98,7 +98,7 @@ def predict(
     if json_path:
         make_parent(json_path)
     protocol = {
-        **describe_weights(checkpoint),
+        **describe_weights(weights),
         **describe_views(recipe),
         "average": recipe.average,
         "precision": classifier.machine.precision_used,
@@ -146,7 +146,7 @@ def _check_videos(videos: Iterable[str]) -> None:
     for video in videos:
         if video.lower().endswith(_LIST_SUFFIXES) and not is_folder(video):
             raise UserError(
-                f"{video}: is a list; give videos, or score the list with `videomaskfeat evaluate "
+                f"{video} is a list; give videos, or score the list with `videomaskfeat evaluate "
                 "WEIGHTS LIST`"
             )
 

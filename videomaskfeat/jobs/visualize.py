@@ -16,7 +16,7 @@ from videomaskfeat.recipe import read_recipe
 
 
 def visualize(
-    checkpoint: str | os.PathLike[str],
+    weights: str | os.PathLike[str],
     videos: Sequence[str],
     out: str | os.PathLike[str],
     *,
@@ -30,7 +30,7 @@ def visualize(
     """Draw the center crop of the middle clip of each video with a pre-trained model.
 
     Args:
-        checkpoint: weights file (safetensors) of a pre-training run.
+        weights: weights file (safetensors) of a pre-training run.
         videos: paths, at least one; a folder means all videos below it, a folder with one image per frame is
             one video.
         out: folder for ``NAME.png``, and for ``NAME.mp4`` if clips have more than one frame.
@@ -42,10 +42,10 @@ def visualize(
         columns: maximum number of time steps in an image.
 
     Raises:
-        UserError: the checkpoint or an argument is wrong, the target cannot be drawn, or no video could be
+        UserError: the weights or an argument are wrong, the target cannot be drawn, or no video could be
             read.
     """
-    recipe = read_recipe(checkpoint)
+    recipe = read_recipe(weights)
     own = recipe.mask
     ratio = own.ratio if ratio is None else ratio
     arguments = own.arguments if mask in (None, own.kind) else {}
@@ -55,7 +55,7 @@ def visualize(
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
     machine = Machine(device, "fp32")
-    model = load_network(checkpoint, machine)
+    model = load_network(weights, machine)
     choose_inference_threads(model, recipe.clip, machine, network=model.features)
     result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
     if not result.written:

@@ -105,7 +105,7 @@ def _published_initialization(config: PretrainConfig) -> str | None:
     method, target = config.method.name, config.target
     if method != "masked":
         return {"ibot": "ibot", "byol": "mae", "latent": "jepa"}.get(method)
-    if target.name == "pixels" and not target.arguments.get("normalised", True):
+    if target.name == "pixels" and not target.arguments.get("normalized", True):
         return "simmim"
     return "beit" if target.name in ("dvae", "codebook") else None
 

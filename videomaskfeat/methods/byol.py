@@ -87,7 +87,7 @@ class Byol(PairMethod):
         saved: encoder in weights.safetensors, "student" or "teacher".
         crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.08..1 if
             it has its default.
-        colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
+        color: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of projections and features, 0..1; 0 never stops the run.
         collapse_grace: share of the run without this limit.
 
@@ -114,11 +114,11 @@ class Byol(PairMethod):
         momentum_end: float = 1.0,
         saved: str = "student",
         crop_area: Sequence[float] | None = None,
-        colour: Mapping[str, Any] | None = None,
+        color: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_grace: float = 0.1,
     ) -> None:
-        colors = build_group(Colors, "colour", colour)
+        colors = build_group(Colors, "color", color)
         width = encoder.out_width
         features = ClipEncoder(encoder, summary=summary)
         heads = [

@@ -92,7 +92,7 @@ class Ibot(PairMethod):
         student_temperature: temperature of the student's softmax.
         teacher_temperature: temperatures of the teacher's softmax, at the start and after the warm-up.
         temperature_warmup_epochs: length of the warm-up, in which the temperature rises with each epoch.
-        centre_momentum: momentum of the centers.
+        center_momentum: momentum of the centers.
         momentum: momentum of the teacher at the start; follows a cosine. null: 0.996, or less for few steps.
         momentum_end: momentum of the teacher at the end.
         saved: encoder in weights.safetensors, "student" or "teacher".
@@ -102,7 +102,7 @@ class Ibot(PairMethod):
         local: see :class:`~videomaskfeat.methods.teaching.Local`.
         crop_area: minimum and maximum share of the frame of both clips; null: clip.crop_area, or 0.25..1 if
             it has its default.
-        colour: see :class:`~videomaskfeat.methods.teaching.Colors`.
+        color: see :class:`~videomaskfeat.methods.teaching.Colors`.
         collapse_std: minimum standard deviation of the teacher's features, 0..1; 0 never stops the run.
         collapse_information: minimum information of the teacher's distributions about their clip or cell, in
             nats; 0 never stops the run.
@@ -131,7 +131,7 @@ class Ibot(PairMethod):
         student_temperature: float = 0.1,
         teacher_temperature: Sequence[float] = (0.04, 0.07),
         temperature_warmup_epochs: float = 30.0,
-        centre_momentum: float = 0.9,
+        center_momentum: float = 0.9,
         momentum: float | None = None,
         momentum_end: float = 1.0,
         saved: str = "teacher",
@@ -140,12 +140,12 @@ class Ibot(PairMethod):
         cube_weight: float = 1.0,
         local: Mapping[str, Any] | None = None,
         crop_area: Sequence[float] | None = None,
-        colour: Mapping[str, Any] | None = None,
+        color: Mapping[str, Any] | None = None,
         collapse_std: float = 0.01,
         collapse_information: float = 0.001,
         collapse_grace: float = 0.1,
     ) -> None:
-        crops, colors = build_group(Local, "local", local), build_group(Colors, "colour", colour)
+        crops, colors = build_group(Local, "local", local), build_group(Colors, "color", color)
         self._mask_draw = _mask_draw(recipe, ratios, unmasked)
         self.temperature = _teacher_temperature(epochs, teacher_temperature, temperature_warmup_epochs)
         if not student_temperature > 0:
@@ -172,7 +172,7 @@ class Ibot(PairMethod):
             saved=saved,
             published_momentum=0.996,
             centers={
-                f"{kind}_centre": RunningCenter(prototypes, momentum=centre_momentum) for kind in _KINDS
+                f"{kind}_centre": RunningCenter(prototypes, momentum=center_momentum) for kind in _KINDS
             },
             monitors=_monitors(collapse_std, collapse_information),
             grace=collapse_grace,

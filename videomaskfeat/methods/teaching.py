@@ -263,7 +263,7 @@ class Colors:
         brightness, contrast, saturation: maximum relative change.
         hue: maximum rotation of the hue, 0..0.5 of the color circle.
         chance: probability of these changes, 0..1.
-        grey: probability of a view without colors, 0..1.
+        gray: probability of a view without colors, 0..1.
         blur: probability of a Gaussian blur of the first and of the second clip, 0..1.
         solarize: probability that bright pixels of the first and of the second clip are inverted, 0..1.
     """
@@ -273,7 +273,7 @@ class Colors:
     saturation: float = 0.2
     hue: float = 0.1
     chance: float = 0.8
-    grey: float = 0.2
+    gray: float = 0.2
     blur: Sequence[float] = (1.0, 0.1)
     solarize: Sequence[float] = (0.0, 0.2)
 
@@ -282,7 +282,7 @@ class Colors:
         jitter = ColorJitter(
             brightness=self.brightness, contrast=self.contrast, saturation=self.saturation, hue=self.hue
         )
-        return RandomColor(jitter, chance=self.chance, gray=self.grey, blur=blur, solarize=solarize)
+        return RandomColor(jitter, chance=self.chance, gray=self.gray, blur=blur, solarize=solarize)
 
 
 @dataclass(frozen=True)
@@ -355,8 +355,8 @@ class PairMethod(TeacherMethod):
             )
         area = _two("local.area", self.local.area, "fractions of the frame, the minimum and the maximum")
         colors, views = self.colors, "probabilities, of the first and of the second clip"
-        blur = _two("colour.blur", colors.blur, views)
-        solarize = _two("colour.solarize", colors.solarize, views)
+        blur = _two("color.blur", colors.blur, views)
+        solarize = _two("color.solarize", colors.solarize, views)
         local = None
         if self.local.count:
             small = dataclasses.replace(crop, size=self.local.size, area=area)

@@ -360,7 +360,7 @@ def _count_persons(frames: np.ndarray, boxes: np.ndarray) -> tuple[np.ndarray, n
 def _no_ground_truth(groundtruth: str, labelmap: str, counts: SideCounts) -> str:
     """Error message for a ground truth without scored rows."""
     if not counts.rows:
-        return f"{groundtruth}: has no rows; ground truth has a row `{TRUTH_FORM}` for each box and action"
+        return f"{groundtruth} has no rows; ground truth has a row `{TRUTH_FORM}` for each box and action"
     return (
         f"{groundtruth}: none of its {counts.rows} rows can be scored: {counts.not_listed} have actions that "
         f"{labelmap} does not list, {counts.no_action} have no action, {counts.excluded} are at excluded "

@@ -14,7 +14,7 @@ from videomaskfeat.errors import check_name
 from videomaskfeat.grid import TokenGrid
 
 AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d"]
-Inflate = Literal["repeated", "centred"]
+Inflate = Literal["repeated", "centered"]
 
 FIXED = ("sincos", "sincos_2d")
 """The absolute positions without parameters."""
@@ -140,8 +140,8 @@ def inflate_images(
     """Inflate the stem and positions of an image model to those of a clip model; other weights are unchanged.
 
     The stem's kernel is either "repeated" over the frames of a cube and divided by their number, so that a
-    clip of identical frames has the image's tokens (I3D, arXiv 1705.07750, section 2.4), or "centred": placed
-    at frame frames // 2, with zeros elsewhere (ViViT, arXiv 2103.15691, section 3.4). Positions are repeated
+    clip of identical frames has the image's tokens (I3D, arXiv 1705.07750, section 2.4), or "centered": at
+    frame frames // 2, with zeros elsewhere (ViViT, arXiv 2103.15691, section 3.4). Positions are repeated
     over time; a separate temporal table starts at 0.
 
     Args:

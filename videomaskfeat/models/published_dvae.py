@@ -135,7 +135,7 @@ def load_published_encoder(path: str | os.PathLike[str]) -> PublishedEncoder:
         state = read_state(name)
     except PickledCode as error:
         raise UserError(
-            f"{name}: is a pickled module, like the published encoder.pkl; no pickled code is run here. If "
+            f"{name} is a pickled module, like the published encoder.pkl; no pickled code is run here. If "
             "the dall_e package is installed and you trust the file, write its state dict once: "
             "torch.save(torch.load('encoder.pkl', weights_only=False).state_dict(), 'encoder.pt'), and use "
             "that file"
@@ -153,12 +153,12 @@ def _sizes(state: Mapping[str, Tensor], name: str) -> dict[str, int]:
     missing = [key for key in (_FIRST, _LAST) if key not in state or state[key].ndim != 4]
     if missing:
         raise UserError(
-            f"{name}: contains no weights of the published dVAE encoder ({missing[0]!r} is missing); use its "
+            f"{name} contains no weights of the published dVAE encoder ({missing[0]!r} is missing); use its "
             "state dict, or the weights.safetensors of a train-tokenizer run"
         )
     first = state[_FIRST]
     if first.shape[-1] == 1:
-        raise UserError(f"{name}: contains the decoder of the published dVAE; use its encoder")
+        raise UserError(f"{name} contains the decoder of the published dVAE; use its encoder")
     blocks = {key.split(".")[2] for key in state if key.startswith("blocks.group_1.block_")}
     return {
         "vocabulary": state[_LAST].shape[0],

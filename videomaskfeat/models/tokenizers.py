@@ -438,12 +438,12 @@ def load_tokenizer(path: str | os.PathLike[str], *, kind: str | None = None) -> 
     if file_kind not in TOKENIZERS:
         content = f"the model {file_kind!r}" if file_kind else "weights without a model name"
         raise UserError(
-            f"{name}: contains {content}, but a tokenizer is needed; use the weights.safetensors of a "
+            f"{name} contains {content}, but a tokenizer is needed; use the weights.safetensors of a "
             "train-tokenizer run"
         )
     if kind not in (None, file_kind):
         raise UserError(
-            f"{name}: contains a tokenizer of kind {file_kind!r}, but kind {kind!r} is needed; use another "
+            f"{name} contains a tokenizer of kind {file_kind!r}, but kind {kind!r} is needed; use another "
             "file, or the target for this kind"
         )
     _, arguments = created_as(name)

@@ -75,7 +75,7 @@ class LoadReport:
         unused: weights in the file that the model does not have.
         reset: those of ``new`` that have another shape in the file, such as a layer for other classes.
         inflated: made from an image model's stem and positions.
-        inflation: "repeated" or "centred": see :func:`~videomaskfeat.models.positions.inflate_images`; empty
+        inflation: "repeated" or "centered": see :func:`~videomaskfeat.models.positions.inflate_images`; empty
             if nothing was inflated.
         prefix: common prefix of all names in the file, such as "module.", that was removed.
         key: key of the weights in a checkpoint; empty if the file contains only weights.
@@ -223,7 +223,7 @@ def created_as(path: str) -> tuple[str, dict[str, Any]]:
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
-            f"{path}: contains no model name, so save_weights did not write it; create the model with "
+            f"{path} contains no model name, so save_weights did not write it; create the model with "
             "create_model and use load_into"
         )
     try:
@@ -309,14 +309,12 @@ def _main_weights(
         key = sets[0]
     if key is None and len(sets) > 1:
         raise UserError(
-            f"{path}: contains several sets of weights, under {', '.join(map(show_text, sets))}; choose one "
+            f"{path} contains several sets of weights, under {', '.join(map(show_text, sets))}; choose one "
             f"by its key (model.weights_key={sets[0]})"
         )
     state = checkpoint if key is None else checkpoint[key]
     if not state:
-        raise UserError(
-            f"{path}: contains no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})"
-        )
+        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})")
     if not _is_state(state):
         other = next(name for name, value in state.items() if not _is_entry(name, value))
         shown = repr(other if isinstance(other, str | int) else type(other).__name__)[:100]
@@ -475,7 +473,7 @@ def load_into(
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its initial
             values, for example of a layer for other classes.
         leave_out: names or patterns in ``state`` that are neither used nor reported.
-        inflate: "repeated" or "centred"; see :func:`~videomaskfeat.models.positions.inflate_images`.
+        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.positions.inflate_images`.
         source: name of ``state`` in error messages, such as its path.
 
     Raises:

@@ -35,7 +35,7 @@ class CombinedTarget(Target):
         if not isinstance(parts, Mapping) or not parts:
             raise UserError(
                 f"combined parts {parts!r} must be a mapping of targets, such as "
-                "{hog: {weight: 1.0}, pixels: {weight: 0.5, arguments: {normalised: false}}}"
+                "{hog: {weight: 1.0}, pixels: {weight: 0.5, arguments: {normalized: false}}}"
             )
         targets: dict[str, Target] = {}
         weights: dict[str, float] = {}

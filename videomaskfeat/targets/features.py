@@ -177,14 +177,14 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
 def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher:
     if is_file(path) and not path.endswith(".safetensors"):
         raise UserError(
-            f"teacher {path}: not a safetensors file; use the weights.safetensors of a run ("
+            f"teacher {path} is not a safetensors file; use the weights.safetensors of a run ("
             f"import-slowfast converts PySlowFast checkpoints), "
             f"{HUGGING_FACE}FOLDER, or package.module:callable"
         )
     model = read_metadata(path).get("model")
     if model is not None and model not in MODELS:
         raise UserError(
-            f"teacher {path}: contains the model {model!r}, which has no features of clips; use the "
+            f"teacher {path} contains the model {model!r}, which has no features of clips; use the "
             "weights.safetensors of a pre-training or fine-tuning run, or of an encoder"
         )
     encoder = encoder_of(load_model(path))
@@ -280,7 +280,7 @@ class FeatureTarget(Target):
         teacher: see :func:`load_teacher`.
         depth: block of the teacher whose features are used, from 1; None for the last, after the final norm.
         frame_stride: step between the frames that an image teacher sees: the frames per cube of the model.
-        normalise: "layer" (each feature to mean 0 and variance 1), "l2" (to length 1) or "none".
+        normalize: "layer" (each feature to mean 0 and variance 1), "l2" (to length 1) or "none".
         loss: "smooth_l1", "cosine" or "mse".
         beta: threshold of the smooth L1 loss between quadratic and linear.
         bf16: run the teacher under bf16 autocast, for large ones on a GPU.
@@ -298,7 +298,7 @@ class FeatureTarget(Target):
         teacher: str,
         depth: int | None = None,
         frame_stride: int = 2,
-        normalise: str = "layer",
+        normalize: str = "layer",
         loss: str = "smooth_l1",
         beta: float = 1.0,
         bf16: bool = False,
@@ -307,7 +307,7 @@ class FeatureTarget(Target):
         clip_mean: float | Sequence[float] = 0.45,
         clip_std: float | Sequence[float] = 0.225,
     ) -> None:
-        check_name("feature normalization", normalise, _NORMALIZATIONS)
+        check_name("feature normalization", normalize, _NORMALIZATIONS)
         check_name("feature loss", loss, _LOSSES)
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
@@ -321,7 +321,7 @@ class FeatureTarget(Target):
             **({"beta": beta} if loss == "smooth_l1" else {}),
         )
         self.teacher, self.bf16 = network, bf16
-        self._normalize = _NORMALIZATIONS[normalise]
+        self._normalize = _NORMALIZATIONS[normalize]
         mean = per_channel(_first(teacher_mean, self.teacher.mean, clip_mean), 3)
         std = per_channel(_first(teacher_std, self.teacher.std, clip_std), 3)
         # (x * clip_std + clip_mean - mean) / std, as one factor and one shift, [1 or C, 1, 1, 1].

@@ -25,9 +25,9 @@ class PixelTarget(Target):
     the run's normalization (SimMIM, arXiv 2111.09886, section 3.4, with ``loss="l1"``).
 
     Args:
-        normalised: normalize the values of each position to mean 0 and variance 1.
+        normalized: normalize the values of each position to mean 0 and variance 1.
         per_channel: normalize each color channel by itself, on pixels in 0..1, dividing by the standard
-            deviation plus 1e-6, as in VideoMAE's published code; needs ``normalised``.
+            deviation plus 1e-6, as in VideoMAE's published code; needs ``normalized``.
         clip_std: standard deviation of the run's normalization, a number or one per channel; sets the
             scale of the 1e-6 of ``per_channel``.
         frames: "first" frame of each position (MAE for video), or "all".
@@ -42,7 +42,7 @@ class PixelTarget(Target):
     def __init__(
         self,
         *,
-        normalised: bool = True,
+        normalized: bool = True,
         per_channel: bool = False,
         frames: str = "first",
         loss: str = "mse",
@@ -58,15 +58,15 @@ class PixelTarget(Target):
             )
         frames_read = output_stride[0] if frames == "all" else 1
         values = frames_read * output_stride[1] * output_stride[2] * channels
-        if normalised and values == 1:
-            raise UserError("pixels: one value per position has no variance; set normalised: false")
+        if normalized and values == 1:
+            raise UserError("pixels: one value per position has no variance; set normalized: false")
         super().__init__(output_stride=output_stride, values_per_token=values, loss=loss)
-        if per_channel and (not normalised or values == channels):
+        if per_channel and (not normalized or values == channels):
             raise UserError(
                 "pixels: per_channel true needs normalized values and more than one pixel per position; set "
                 "per_channel: false"
             )
-        self.normalised, self.frames_read = normalised, frames_read
+        self.normalized, self.frames_read = normalized, frames_read
         self._normalize = partial(_per_channel, channels=channels) if per_channel else _per_position
         # The published 1e-6 belongs to pixels in 0..1.
         self._smallest: Tensor
@@ -75,7 +75,7 @@ class PixelTarget(Target):
     def forward(self, clips: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], normalized -> targets float32 [B, t, h, w, K]."""
         cubes = self._cubes(clips)
-        if not self.normalised:
+        if not self.normalized:
             return cubes
         centered, _, deviation = self._normalize(cubes, self._smallest)
         return centered.div_(deviation)
@@ -92,7 +92,7 @@ class PixelTarget(Target):
             float32 [B, C, t * u, H, W] in the run's normalization, for u frames per position.
         """
         values = values.float()
-        if self.normalised:
+        if self.normalized:
             _, mean, deviation = self._normalize(self._cubes(clips), self._smallest)
             values = values * deviation + mean
         batch, t, h, w, _ = values.shape

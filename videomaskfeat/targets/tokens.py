@@ -125,7 +125,7 @@ class CodebookTarget(TokenTarget):
     def load(path: str) -> FrameTokenizer:
         if not path.endswith(".safetensors"):
             raise UserError(
-                f"{path}: not a safetensors file; use the weights.safetensors of a train-tokenizer run with "
-                "model.name=vq"
+                f"{path} is not a safetensors file; use the weights.safetensors of a train-tokenizer run "
+                "with model.name=vq"
             )
         return load_tokenizer(path, kind="vq")

@@ -22,6 +22,10 @@ _MAX_VALUE = 1e100  # sums and ranges of larger values overflow
 _MAX_NUMBERED_CLASSES = 40  # cells of larger confusion matrices are too small for numbers
 _FREQUENT_CONFUSIONS = 12
 _ACCENT_RGB = (47, 111, 222)
+# Heights of whole charts in pixels, which pages reserve until a chart is drawn.
+_LINE_HEIGHT, _LEGEND_ROW, _RECALL_HEIGHT = 250, 16, 220
+_CELL, _PADDING, _AXIS_TITLE = 30, 10, 16
+_LONGEST_LABEL = 160
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def line_chart(
         "title": title,
         "data": {
             "kind": "line",
+            "height": _LINE_HEIGHT
+            + (_LEGEND_ROW * math.ceil(len(drawn_curves) / 2) if len(drawn_curves) > 1 else 0),
             "curves": [_thin_out(curve, smooth) for curve in drawn_curves],
             "levels": lines,
             "domain": _vertical_range(float(values.min()), float(values.max()), log, from_zero),
@@ -117,6 +123,7 @@ def recall_chart(
         "title": title,
         "data": {
             "kind": "recall",
+            "height": _RECALL_HEIGHT,
             "curve": {
                 "recall": _round(np.column_stack([starts, ends]).ravel() / bins),
                 "precision": _round(heights[starts].repeat(2)),
@@ -164,11 +171,19 @@ def confusion_chart(title: str, confusion: np.ndarray, names: Sequence[str]) -> 
         }
         for (label, prediction), share in np.ndenumerate(_row_shares(confusion))
     ]
+    # Labels at 60 degrees, 7 pixels per character.
+    top = math.ceil(0.87 * min(_LONGEST_LABEL, 7 * max(map(len, names), default=0))) + 12
     correct = 100 * confusion.trace() / max(confusion.sum(), 1)
     rows = [(name, *row) for name, row in zip(names, confusion.tolist(), strict=True)]
     return {
         "title": title,
-        "data": {"kind": "confusion", "names": names, "cells": cells},
+        "data": {
+            "kind": "confusion",
+            "height": _PADDING + top + _AXIS_TITLE + _CELL * len(names),
+            "top": top,
+            "names": names,
+            "cells": cells,
+        },
         "label": f"Confusion matrix of {len(names)} classes; {correct:.1f} % of the videos on the diagonal.",
         "table": build_table(("Label", *names), rows),
     }

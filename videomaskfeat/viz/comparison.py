@@ -26,23 +26,16 @@ HEADER = (
     "k-NN, random encoder",
     "Linear top-1",
     "Linear, random encoder",
-    "Fine-tuned top-1",
-    "Fine-tuned from scratch",
 )
-# Accuracy with pre-training -> the same without it, for the number of seeds in which pre-training is better.
-_BASELINES = {
-    "knn_top1": "knn_top1_untrained",
-    "linear_top1": "linear_top1_untrained",
-    "finetuned_top1": "scratch_top1",
-}
+"""Columns of the table before those of each fine-tuning."""
 
 
 @dataclass(frozen=True)
 class TargetCost:
-    """Cost of a step on one machine.
+    """Cost of a micro-batch on one machine.
 
     Attributes:
-        step_ms: forward and backward of a micro-batch with its target, without data and optimizer [ms].
+        step_ms: forward and backward with the target, without data and optimizer [ms].
         clips: clips per micro-batch.
         target_ms: computing the target alone [ms].
         parameters: number of trained parameters.
@@ -54,7 +47,13 @@ class TargetCost:
     parameters: int
 
 
-_PROBES = {"linear_top1": "linear probe", "knn_top1": "k-NN"}
+_GAINS_TOP, _GAINS_ROW = 20, 26  # pixels of the column names and of a row
+_PROBES = ("linear_top1", "knn_top1")
+_GAINS = {
+    "linear_top1": "Points over the random encoder, linear probe",
+    "knn_top1": "Points over the random encoder, k-NN",
+    "finetuned_top1": "Points over random weights, fine-tuned",
+}
 # 97.5 % quantiles of Student's t distribution for 1 to 30 degrees of freedom.
 _T_QUANTILES = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
@@ -106,34 +105,59 @@ class SeedResult:
         summary: summary of the pre-training: ``seconds``, ``knn_top1`` and ``linear_top1`` [percent], and
             ``knn_top1_untrained`` and ``linear_top1_untrained`` of the same encoder at step 0. The names of
             the probe of a factor end with ``_FACTOR`` (before ``_untrained``).
-        finetuned: summary of the fine-tuning: ``top1``, ``classes``; empty without fine-tuning.
-        scratch: summary of the same fine-tuning from random weights.
+        finetuned: summary of each fine-tuning by name ("" for the only one): ``top1``, ``classes``.
+        scratch: summary of each of the same fine-tunings from random weights.
     """
 
     seed: int
     reports: Sequence[str]
     metrics: Mapping[str, np.ndarray]
     summary: Mapping[str, Any]
-    finetuned: Mapping[str, Any]
-    scratch: Mapping[str, Any]
+    finetuned: Mapping[str, Mapping[str, Any]]
+    scratch: Mapping[str, Mapping[str, Any]]
 
     def number(self, key: str) -> float | None:
-        """A number of the summary, or ``finetuned_top1``, ``scratch_top1``, ``memory_mb`` (the maximum)."""
+        """A number of the summary, ``memory_mb`` (the maximum), or an accuracy of a fine-tuning.
+
+        Those are ``finetuned_top1`` and ``scratch_top1``, and for a named one ``finetuned_top1_NAME``.
+        """
         if key == "memory_mb":
             memory = self.metrics.get(key, np.empty(0))
             return float(np.nanmax(memory)) if np.isfinite(memory).any() else None
-        summaries = {"finetuned_top1": self.finetuned, "scratch_top1": self.scratch}
-        return finite_number(summaries[key].get("top1") if key in summaries else self.summary.get(key))
+        for kind, summaries in (("finetuned_top1", self.finetuned), ("scratch_top1", self.scratch)):
+            for name, summary in summaries.items():
+                if key == join_names(kind, name):
+                    return finite_number(summary.get("top1"))
+        return finite_number(self.summary.get(key))
 
 
 @dataclass(frozen=True)
 class TargetResults:
-    """All runs of one target."""
+    """All runs of one target.
+
+    Attributes:
+        name: name of the target.
+        model: name of the model.
+        cost: cost of a micro-batch.
+        seeds: results of each seed.
+        micro_batches: micro-batches per step.
+    """
 
     name: str
     model: str
     cost: TargetCost
     seeds: Sequence[SeedResult]
+    micro_batches: int = 1
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips per optimizer step."""
+        return self.cost.clips * self.micro_batches
+
+    @property
+    def step_seconds(self) -> float:
+        """Time per optimizer step, without data and optimizer."""
+        return self.cost.step_ms * self.micro_batches / 1e3
 
     def numbers(self, key: str) -> list[float]:
         """The values of :meth:`SeedResult.number` that are known."""
@@ -141,7 +165,7 @@ class TargetResults:
 
     def wins(self, key: str) -> tuple[int, int]:
         """Number of seeds in which pre-training improves an accuracy such as ``knn_top1``; number of all."""
-        pairs = [(seed.number(key), seed.number(_BASELINES[key])) for seed in self.seeds]
+        pairs = [(seed.number(key), seed.number(_baseline(key))) for seed in self.seeds]
         known = [(after, before) for after, before in pairs if after is not None and before is not None]
         return sum(after > before for after, before in known), len(known)
 
@@ -151,18 +175,24 @@ class TargetResults:
         start = "probe_classes_"
         return [key.removeprefix(start) for key in self.seeds[0].summary if key.startswith(start)]
 
-    def gain(self, probe: str, factor: str) -> Gain | None:
-        """What pre-training adds to a probe's accuracy of a factor, over the same encoder at step 0.
+    @property
+    def finetunings(self) -> list[str]:
+        """Names of the fine-tunings, in the order of the config."""
+        return list(self.seeds[0].finetuned)
+
+    def gain(self, kind: str, factor: str) -> Gain | None:
+        """What pre-training adds to an accuracy of a factor.
 
         Args:
-            probe: ``knn_top1`` or ``linear_top1``.
-            factor: one of `factors`.
+            kind: ``knn_top1`` or ``linear_top1``, compared with the same encoder at step 0; or
+                ``finetuned_top1``, compared with random weights.
+            factor: one of `factors` or of `finetunings`.
 
         Returns:
             The gain over the seeds; None if no seed has both accuracies.
         """
-        name = f"{probe}_{factor}"
-        pairs = [(seed.number(name), seed.number(f"{name}_untrained")) for seed in self.seeds]
+        name = join_names(kind, factor)
+        pairs = [(seed.number(name), seed.number(_baseline(name))) for seed in self.seeds]
         known = [after - before for after, before in pairs if after is not None and before is not None]
         return Gain.of(known) if known else None
 
@@ -178,46 +208,55 @@ class TargetResults:
 
     def row(self) -> dict[str, Any]:
         """All numbers as plain data."""
+        tunings: dict[str, Any] = {}
+        for name in self.finetunings or [""]:
+            key = join_names("finetuned_top1", name)
+            gain = self.gain("finetuned_top1", name)
+            tunings[key], tunings[_baseline(key)] = self.numbers(key), self.numbers(_baseline(key))
+            tunings[join_names("finetuned_wins", name)] = "{} of {}".format(*self.wins(key))
+            tunings[join_names("finetuned_gain", name)] = None if gain is None else vars(gain)
         return {
             "target": self.name,
             "model": self.model,
             **vars(self.cost),
+            "micro_batches": self.micro_batches,
             "memory_mb": max(self.numbers("memory_mb"), default=0.0),
             "steps": self.numbers("steps"),
             "seconds": self.numbers("seconds"),
-            **{key: self.numbers(key) for pair in _BASELINES.items() for key in pair},
+            **{key: self.numbers(key) for probe in _PROBES for key in (probe, _baseline(probe))},
             "knn_top1_wins": "{} of {}".format(*self.wins("knn_top1")),
             "linear_top1_wins": "{} of {}".format(*self.wins("linear_top1")),
-            "finetuned_wins": "{} of {}".format(*self.wins("finetuned_top1")),
+            **tunings,
             "factors": {factor: self.factor_row(factor) for factor in self.factors},
         }
 
-    def cells(self) -> list[str]:
-        """A row of the table, in the order of ``HEADER``."""
+    def cells(self, finetunings: Sequence[str] = ("",)) -> list[str]:
+        """A row of the table, in the order of :func:`table_header`."""
+        keys = ["knn_top1", "linear_top1", *(join_names("finetuned_top1", name) for name in finetunings)]
         share = self.cost.target_ms / self.cost.step_ms if self.cost.step_ms else 0.0
         return [
             self.name,
             self.model,
             f"{max(self.numbers('steps'), default=0):.0f}",
-            str(self.cost.clips),
-            duration_text(self.cost.step_ms / 1e3),
+            str(self.clips_per_step),
+            duration_text(self.step_seconds),
             f"{share:.1%}",
             f"{max(self.numbers('memory_mb'), default=0.0):.0f}",
             format_mean(self.numbers("seconds"), form=duration_text),
             *(
                 format_mean(self.numbers(key), wins)
-                for trained, untrained in _BASELINES.items()
-                for key, wins in ((trained, self.wins(trained)), (untrained, None))
+                for trained in keys
+                for key, wins in ((trained, self.wins(trained)), (_baseline(trained), None))
             ),
         ]
 
     @staticmethod
     def markdown(results: Sequence[TargetResults]) -> str:
-        """The tables of all targets as Markdown: the whole one, and the gains per factor of each probe."""
-        tables = [_markdown_table(HEADER, [target.cells() for target in results])]
-        for probe, words in _PROBES.items() if _all_factors(results) else ():
-            header, rows = _gain_table(results, probe)
-            tables += [f"Points over the random encoder, {words}:", _markdown_table(header, rows)]
+        """The tables of all targets as Markdown: the whole one, and the gains per factor."""
+        tables = [_markdown_table(*_whole_table(results))]
+        for kind, title in _GAINS.items():
+            if _columns(results, kind):
+                tables += [f"{title}:", _markdown_table(*_gain_table(results, kind))]
         return "\n\n".join(tables) + "\n"
 
 
@@ -226,16 +265,46 @@ def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _all_factors(results: Sequence[TargetResults]) -> list[str]:
+def join_names(kind: str, name: str) -> str:
+    """``kind_name``, or the kind alone for the only one of its kind."""
+    return f"{kind}_{name}" if name else kind
+
+
+def _baseline(key: str) -> str:
+    """The name of the same accuracy without pre-training."""
+    return key.replace("finetuned", "scratch", 1) if key.startswith("finetuned") else f"{key}_untrained"
+
+
+def table_header(finetunings: Sequence[str]) -> tuple[str, ...]:
+    """Header of the table with two columns per fine-tuning."""
+    ends = [f", {name}" if name else "" for name in finetunings]
+    return (
+        *HEADER,
+        *(f"{words}{end}" for end in ends for words in ("Fine-tuned top-1", "Fine-tuned from scratch")),
+    )
+
+
+def _whole_table(results: Sequence[TargetResults]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the table."""
+    finetunings = _finetunings(results) or [""]
+    return table_header(finetunings), [tuple(target.cells(finetunings)) for target in results]
+
+
+def _finetunings(results: Sequence[TargetResults]) -> list[str]:
+    return list(dict.fromkeys(name for target in results for name in target.finetunings))
+
+
+def _columns(results: Sequence[TargetResults], kind: str) -> list[str]:
+    """The factors of a kind of gain; a fine-tuning without a name has no column."""
+    if kind == "finetuned_top1":
+        return list(filter(None, _finetunings(results)))
     return list(dict.fromkeys(factor for target in results for factor in target.factors))
 
 
-def _gain_table(
-    results: Sequence[TargetResults], probe: str
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _gain_table(results: Sequence[TargetResults], kind: str) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of the gains of each target (row) and factor (column)."""
-    factors = _all_factors(results)
-    gains = [[target.gain(probe, factor) for factor in factors] for target in results]
+    factors = _columns(results, kind)
+    gains = [[target.gain(kind, factor) for factor in factors] for target in results]
     rows = [
         (target.name, *("" if gain is None else gain.text for gain in row))
         for target, row in zip(results, gains, strict=True)
@@ -243,17 +312,17 @@ def _gain_table(
     return ("Target", *factors), rows
 
 
-def gain_chart(results: Sequence[TargetResults], probe: str) -> dict[str, Any]:
-    """Points over the random encoder: a row per target, a column per factor, the color is the gain.
+def gain_chart(results: Sequence[TargetResults], kind: str) -> dict[str, Any]:
+    """The gains by pre-training: a row per target, a column per factor, the color is the gain.
 
     Args:
         results: results of each target.
-        probe: ``knn_top1`` or ``linear_top1``.
+        kind: see :meth:`TargetResults.gain`.
 
     Returns:
         Like :func:`~videomaskfeat.viz.charts.line_chart`.
     """
-    title = f"Points over the random encoder, {_PROBES[probe]}"
+    title, factors = _GAINS[kind], _columns(results, kind)
     cells: list[dict[str, Any]] = [
         {
             "target": target.name,
@@ -264,20 +333,23 @@ def gain_chart(results: Sequence[TargetResults], probe: str) -> dict[str, Any]:
             "clear": gain.interval is not None and abs(gain.mean) > gain.interval,
         }
         for target in results
-        for factor in _all_factors(results)
-        if (gain := target.gain(probe, factor)) is not None
+        for factor in factors
+        if (gain := target.gain(kind, factor)) is not None
     ]
     if not cells:
         return {"title": title, "data": None}
-    header, rows = _gain_table(results, probe)
+    header, rows = _gain_table(results, kind)
     largest = max(abs(cell["gain"]) for cell in cells)
     return {
         "title": title,
         "data": {
             "kind": "gains",
+            "height": 11 + _GAINS_TOP + _GAINS_ROW * len(results),
+            "top": _GAINS_TOP,
+            "row": _GAINS_ROW,
             "cells": cells,
             "targets": [target.name for target in results],
-            "factors": _all_factors(results),
+            "factors": factors,
             "largest": max(largest, 1.0),
         },
         "label": f"{title}. " + ", ".join(f"{c['target']} {c['factor']} {c['text']}" for c in cells),
@@ -295,18 +367,13 @@ def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str
     seeds = [seed for target in results for seed in target.seeds]
     classes = _common_number(seed.number("probe_classes") for seed in seeds)
     probe_chance = {"chance level": 100 / classes} if classes else {}
-    finetuned = [target for target in results if target.numbers("finetuned_top1")]
-    best = max((statistics.mean(target.numbers("finetuned_top1")) for target in finetuned), default=0.0)
     return {
         "title": title,
         "targets": len(results),
         "seeds": max(len(target.seeds) for target in results),
         "probe_videos": _common_number(seed.number("probe_videos") for seed in seeds),
         "probe_classes": classes,
-        "finetuned_classes": _common_number(
-            finite_number(seed.finetuned.get("classes")) for seed in seeds if seed.finetuned
-        ),
-        "table": build_table(HEADER, [tuple(target.cells()) for target in results]),
+        "table": build_table(*_whole_table(results)),
         "probes": [
             line_chart(
                 name,
@@ -320,21 +387,42 @@ def comparison_data(results: Sequence[TargetResults], *, title: str) -> dict[str
                 ("linear_top1", "Linear probe top-1, percent"),
             )
         ],
-        "gains": [gain_chart(results, probe) for probe in _PROBES] if _all_factors(results) else [],
-        "finetuned": [
+        "gains": [gain_chart(results, kind) for kind in _GAINS if _columns(results, kind)],
+        "finetuned": [_finetuned_cards(results, name) for name in _finetunings(results)],
+        "costs": [
             {
                 "name": target.name,
-                "top1": format_mean(target.numbers("finetuned_top1")),
-                "scratch": format_mean(target.numbers("scratch_top1")),
-                "share": statistics.mean(target.numbers("finetuned_top1")) / (best or 1.0),
+                "step_seconds": target.step_seconds,
+                "clips": target.clips_per_step,
+                "target_seconds": target.cost.target_ms * target.micro_batches / 1e3,
             }
-            for target in finetuned
+            for target in results
         ],
-        "costs": [{"name": target.name, **vars(target.cost)} for target in results],
         # Losses of different kinds share no axis.
         "losses": [line_chart(curve.name, [curve]) for curve in _mean_curves(results, "loss")],
         "links": [[path for seed in target.seeds for path in seed.reports] for target in results],
         "has_charts": True,
+    }
+
+
+def _finetuned_cards(results: Sequence[TargetResults], name: str) -> dict[str, Any]:
+    """Accuracy of a fine-tuning of each target, and its number of classes."""
+    tuned, scratch = join_names("finetuned_top1", name), join_names("scratch_top1", name)
+    known = [target for target in results if target.numbers(tuned)]
+    best = max((statistics.mean(target.numbers(tuned)) for target in known), default=0.0)
+    summaries = [seed.finetuned[name] for one in results for seed in one.seeds if name in seed.finetuned]
+    return {
+        "name": name,
+        "classes": _common_number(finite_number(summary.get("classes")) for summary in summaries),
+        "targets": [
+            {
+                "name": target.name,
+                "top1": format_mean(target.numbers(tuned)),
+                "scratch": format_mean(target.numbers(scratch)),
+                "share": statistics.mean(target.numbers(tuned)) / (best or 1.0),
+            }
+            for target in known
+        ],
     }
 
 

@@ -65,6 +65,7 @@ def render_detection(
         tested: settings of the test: name, value and note; empty for a file of detections.
     """
     known = [row for row in actions if row.truths]
+    chance = mean_chance(actions)
     curves = [
         recall_chart(
             f"{row.name}: {format_percent(row.ap)} of {row.truths}",
@@ -75,7 +76,6 @@ def render_detection(
     ]
     truths = sum(row.truths for row in known)
     mean_ap = math.nan if result["mean_ap"] is None else result["mean_ap"]
-    chance = sum(row.chance for row in known) / max(len(known), 1)
     elsewhere = ("kind", "title", "actions", "by_persons", "by_size", "provenance")
     data = {
         "title": str(result["title"]),
@@ -107,6 +107,12 @@ def render_detection(
         "has_charts": True,
     }
     return render_page("detection", data, provenance=result.get("provenance"))
+
+
+def mean_chance(actions: Sequence[ActionRow]) -> float:
+    """Expected mAP of the same detections in random order, 0..1."""
+    known = [row.chance for row in actions if row.truths]
+    return sum(known) / max(len(known), 1)
 
 
 def format_percent(share: float) -> str:

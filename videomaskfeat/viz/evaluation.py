@@ -18,6 +18,11 @@ _OPEN_ROWS = 30
 # Keys of a protocol that have cards; other keys are listed.
 _CARD_KEYS = {"views", "crops", "sampling", "frames", "stride", "target_fps", "crop", "short_side"}
 _CARD_KEYS |= {"average", "k", "precision", "reader"}
+_SHORT_VIDEOS = {  # by ``clip.short_video``
+    "clamp": "The last frame of a video that is shorter than a clip is repeated.",
+    "loop": "A video that is shorter than a clip starts again from its first frame.",
+    "error": "A video that is shorter than a clip counts as unreadable.",
+}
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def render_evaluation(
         "interval": interval_text(result),
         "top1_of_listed": (result.get("top1") or 0.0) * videos / max(listed, 1),
         "protocol": result["protocol"],
-        "rest": flatten({key: value for key, value in result["protocol"].items() if key not in _CARD_KEYS}),
+        "rest": _describe_rest(result["protocol"]),
         "confusion": section,
         "classes": _class_table(classes, chance),
         "predicted": build_table(
@@ -122,6 +127,19 @@ def render_evaluation(
         "has_charts": section is not None and section["chart"] is not None,
     }
     return render_page("evaluation", data, provenance=result.get("provenance"))
+
+
+def _describe_rest(protocol: Mapping[str, Any]) -> str:
+    """The part of a protocol that has no cards, as sentences."""
+    rest = {key: value for key, value in protocol.items() if key not in _CARD_KEYS}
+    sentences = []
+    if rest.get("short_video") in _SHORT_VIDEOS:
+        sentences.append(_SHORT_VIDEOS[rest.pop("short_video")])
+    if {"mean", "std"} <= set(rest):
+        mean, std = (flatten({"": rest.pop(key)})[""] for key in ("mean", "std"))
+        sentences.append(f"Pixels are normalized with mean {mean} and standard deviation {std}.")
+    sentences += [f"{key[:1].upper()}{key[1:]}: {value}." for key, value in flatten(rest).items()]
+    return " ".join(sentences)
 
 
 def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:

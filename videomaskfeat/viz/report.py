@@ -31,7 +31,13 @@ _WEBP_QUALITY = (
 _MAX_FAILURES = 200
 _RECENT_STEPS = 50  # averaged as the present training loss
 
-KINDS = ("pretrain", "finetune", "detect", "tokenizer")
+KINDS = {
+    "pretrain": "pre-training",
+    "finetune": "fine-tuning",
+    "detect": "training of a detector",
+    "tokenizer": "training of a tokenizer",
+}
+"""Kinds of runs, and their names in messages."""
 # Metrics of a page, with the titles of charts and the names of curves.
 _CURVES = json.loads((Path(__file__).parent / "templates/curves.json").read_text(encoding="utf-8"))
 
@@ -89,10 +95,18 @@ def write_report(
         Path of the page.
 
     Raises:
-        UserError: a folder or its ``metrics.jsonl`` is missing, or no step is recorded.
+        UserError: a folder or its ``metrics.jsonl`` is missing, no step is recorded, or a run beside it is of
+            another kind.
     """
     run = read_run(Path(folder))
-    data = report_data(run, [read_run(Path(other)) for other in beside])
+    others = [read_run(Path(other)) for other in beside]
+    for path, other in zip(beside, others, strict=True):
+        if run_kind(other) != run_kind(run):
+            raise UserError(
+                f"{os.fspath(path)} is a {KINDS[run_kind(other)]} and {os.fspath(folder)} a "
+                f"{KINDS[run_kind(run)]}; --beside compares runs of one kind"
+            )
+    data = report_data(run, others)
     environment = run.environment or {}
     provenance = environment.get("provenance", environment.get("versions"))
     html = render_page("report", data, provenance=provenance)
@@ -111,11 +125,11 @@ def read_run(run: Path) -> RunFacts:
     if not is_folder(run):
         raise UserError(f"{run}: no such run folder; give the run.folder of a training")
     if not is_file(run / "metrics.jsonl"):
-        raise UserError(f"{run}: contains no metrics.jsonl; give the folder of a run with at least one step")
+        raise UserError(f"{run} contains no metrics.jsonl; give the folder of a run with at least one step")
     notes: list[str] = []
     metrics = metric_columns(_read_lines(run / "metrics.jsonl", notes))
     if not len(metrics["step"]):
-        raise UserError(f"{run / 'metrics.jsonl'}: contains no step yet; wait for the first one")
+        raise UserError(f"{run / 'metrics.jsonl'} contains no step yet; wait for the first one")
     failures: list[dict[str, Any]] | None = None
     if is_file(run / "failures.jsonl"):
         failures = list(_read_lines(run / "failures.jsonl", notes))
@@ -159,7 +173,7 @@ def run_kind(facts: RunFacts) -> str:
     Without a kind in the summary (unfinished and older runs) the recorded metrics decide.
     """
     summary = facts.summary or {}
-    if summary.get("kind") in KINDS:
+    if str(summary.get("kind")) in KINDS:
         return str(summary["kind"])
     if "top1" in summary or "train_top1" in facts.metrics:
         return "finetune"
@@ -334,7 +348,7 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any] | None:
     except UserError:
         value = None
     if not isinstance(value, dict):
-        notes.append(f"{path.name}: not a JSON object, left out.")
+        notes.append(f"{path.name} is not a JSON object, left out.")
         return None
     return value
 
@@ -351,7 +365,7 @@ def _read_confusion(path: Path, notes: list[str]) -> tuple[np.ndarray, list[str]
         counts, names = np.empty(0), []
     square = counts.ndim == 2 and counts.shape[0] == counts.shape[1] > 0 and counts.dtype.kind == "i"
     if not square or counts.min() < 0 or len(names) not in (0, len(counts)):
-        notes.append(f"{path.name}: not a confusion matrix, left out.")
+        notes.append(f"{path.name} is not a confusion matrix, left out.")
         return None
     return counts, names or [f"class {label}" for label in range(len(counts))]
 

@@ -122,7 +122,7 @@ def _find_format(source: ListSource) -> ListFormat:
             counted(len(source.contents.skipped), "other file") if source.is_folder else "an unknown format"
         )
         raise UserError(
-            f"{source.path}: contains no videos or pictures ({others}); check the path and the format"
+            f"{source.path} contains no videos or pictures ({others}); check the path and the format"
         )
     return detected
 

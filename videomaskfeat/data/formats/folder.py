@@ -20,7 +20,7 @@ class Folder(FolderFormat):
         videos, frames = source.contents.videos, source.contents.frames
         if videos and frames:
             raise UserError(
-                f"{source.path}: contains videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); set "
+                f"{source.path} contains videos ({videos[0]}, ...) and pictures ({frames[0]}/, ...); set "
                 f"format=folder or format={'images' if source.stills else 'frames'}"
             )
         return bool(videos)
@@ -55,7 +55,7 @@ def _unlabeled_records(source: ListSource, paths: Sequence[str], kind: str) -> R
         )
     if not paths:
         raise UserError(
-            f"{source.path}: contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
+            f"{source.path} contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
             "check the path and the format"
         )
     log_skipped(source.path, source.contents.skipped)

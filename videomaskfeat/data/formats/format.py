@@ -84,7 +84,7 @@ class ListFormat(ABC):
         header, lines = self.lines(source)
         if len(lines) != len(records):
             raise UserError(
-                f"{source.path}: has {len(lines)} lines for {len(records)} videos; write one line per video"
+                f"{source.path} has {len(lines)} lines for {len(records)} videos; write one line per video"
             )
         return "".join(f"{line}\n" for line in (*header, *(lines[row] for row in rows)))
 

@@ -35,7 +35,7 @@ class Images(FolderFormat):
             return Records.from_paths(pictures, None, source=root, root=root)
         if loose:
             raise UserError(
-                f"{os.path.join(root, loose)}: is not in a class folder; pictures must lie in "
+                f"{os.path.join(root, loose)} is not in a class folder; pictures must lie in "
                 f"{os.path.join(root, 'CLASS')}{os.sep}: move it into such a folder, or give a list "
                 "with rows `path label`"
             )
@@ -57,7 +57,7 @@ def _find_pictures(root: str) -> tuple[list[str], list[str]]:
             (pictures if is_picture(name) else others).append(os.path.join(folder.path, name))
     if not pictures:
         raise UserError(
-            f"{root}: contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) among its {len(others)} "
+            f"{root} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}) among its {len(others)} "
             "files; check the path"
         )
     if others:
@@ -80,7 +80,7 @@ def _check_classes(root: str, folders: Sequence[str], filled: set[str]) -> None:
         )
     if len(folders) == 1:
         raise UserError(
-            f"{root}: contains one class folder, {folders[0]}, and a classifier needs at least two; give the "
+            f"{root} contains one class folder, {folders[0]}, and a classifier needs at least two; give the "
             "folder above the class folders"
         )
 

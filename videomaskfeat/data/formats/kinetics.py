@@ -95,7 +95,7 @@ def _files_and_classes(source: ListSource) -> tuple[list[str], list[str]]:
         files.append(_file_name([row[column] for column in columns], where))
         names += [] if label is None else [row[label]]
     if not files:
-        raise UserError(f"{source.path}: has a header but no rows")
+        raise UserError(f"{source.path} has a header but no rows")
     return files, names
 
 

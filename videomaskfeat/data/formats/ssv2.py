@@ -67,7 +67,7 @@ def _items(source: ListSource) -> list[dict[str, Any]]:
     items = parse_json(source.data, source.path, remedy="use format=kinetics for a list of rows")
     if not isinstance(items, list) or not items:
         raise UserError(
-            f"{source.path}: is not a list, or is empty; Something-Something's JSON is a list of objects "
+            f"{source.path} is not a list, or is empty; Something-Something's JSON is a list of objects "
             "with `id`"
         )
     for number, item in enumerate(items, start=1):

@@ -53,9 +53,7 @@ class Table(ListFormat):
         check_name("separator", source.separator, ("auto", *SEPARATORS))
         rows = _parse_rows(source.data, source.path)
         if not len(rows):
-            raise UserError(
-                f"{source.path}: is empty; a list has a row `path label` or `path` for each video"
-            )
+            raise UserError(f"{source.path} is empty; a list has a row `path label` or `path` for each video")
         separator, columns = _detect_columns(rows, source.labels, source.separator)
         if separator:
             starts, ends, labels = _split(rows, separator, columns)

@@ -234,7 +234,7 @@ def learn(name: str, *, seed: int, data: tuple[Digits, Digits], steps: int | Non
                 epochs=config.optim.epochs,
                 clip_norm=config.optim.gradient_clip,
                 unit="clips",
-                tensorboard=False,
+                loggers=(),
             ),
         )
     seconds = time.perf_counter() - started

@@ -339,7 +339,9 @@ class ClassifierConfig(PretrainedModelConfig):
     name: str = key(
         "maskfeat_mvitv2_s_classifier", "name of a classifier of create_model, or module:name (an Encoder)"
     )
-    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
+    head: str = key(
+        "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
+    )
 
 
 @dataclass

@@ -181,8 +181,8 @@ def train_tokenizer(config: TokenizerConfig) -> int:
 def compare(config: CompareConfig) -> int:
     """Pre-train with several targets under one budget, probe and fine-tune each, and write one page.
 
-    videomaskfeat compare --config configs/compare/sample.yaml
-    videomaskfeat compare --config configs/compare/sample.yaml --targets hog,pixels,ibot --seeds 3
+    videomaskfeat compare --config configs/compare/factors.yaml
+    videomaskfeat compare --config configs/compare/factors.yaml --targets hog,pixels,ibot --seeds 3
     videomaskfeat compare --config ... compare.folder=runs/targets     the same command continues after a stop
     videomaskfeat compare --keys        every key, its default and its meaning
     """

@@ -78,7 +78,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     content = json.loads((options.folder / "table.json").read_text(encoding="utf-8"))
-    write_json(options.out, content)
+    facts = content["machine"]
+    write_json(options.out, {**facts["provenance"], **facts["machine"], "targets": content["targets"]})
     options.picture.write_text(draw_gains(content["targets"], "linear_top1"), encoding="utf-8")
     sys.stdout.write(write_tables(content["targets"]))
     return 0

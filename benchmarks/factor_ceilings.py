@@ -57,8 +57,8 @@ def train(clips: Tensor, labels: Tensor, classes: list[int], *, steps: int) -> n
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         chosen = torch.randint(len(clips), (64,))
-        parts = network(clips[chosen]).split(classes, dim=1)
-        losses = [F.cross_entropy(part, labels[chosen, index]) for index, part in enumerate(parts)]
+        scores = network(clips[chosen]).split(classes, dim=1)
+        losses = [F.cross_entropy(score, labels[chosen, index]) for index, score in enumerate(scores)]
         optimizer.zero_grad()
         torch.stack(losses).sum().backward()
         optimizer.step()

@@ -272,12 +272,14 @@ def test_picture_and_tables_of_a_comparison_show_the_paired_gains(
     for probe, gain in (("linear_top1", {"mean": 3.0, "interval": 12.706}), ("knn_top1", {"mean": -8.0})):
         values[f"{probe}_untrained"], values[probe] = before, after
         values[f"{probe}_gain"] = {"interval": 1.0, "pairs": 2, **gain}
-    content = {"targets": [{"target": "hog", "factors": {"motion": values}}]}
+    targets = [{"target": "hog", "factors": {"motion": values}}]
+    facts = {"provenance": {"commit": "abc"}, "machine": {"CPU cores": "2"}}
+    content = {"machine": facts, "targets": targets}
     (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
     out, picture = tmp_path / "out.json", tmp_path / "out.svg"
     monkeypatch.setattr(sys, "argv", ["", str(tmp_path), "--out", str(out), "--picture", str(picture)])
     assert comparison.main() == 0
-    assert read(out) == content
+    assert read(out) == {"commit": "abc", "CPU cores": "2", "targets": targets}
     svg = picture.read_text(encoding="utf-8")
     assert "+3.0 ± 12.7" in svg
     assert "var(--" not in svg

@@ -5,7 +5,7 @@ speed and the direction of time leave no trace in a single frame: position (in a
 the frame), angle and size within a scale are uniform at each instant for every motion, and so is the phase of
 the brightness. What leaves its range starts over at the other end.
 
-All factors are readable from a clip of 32x32 pixels: digits have 0.56 to 0.89 of the height of the frame, and
+The factors are readable from a clip of 32x32 pixels: digits have 0.56 to 0.89 of the height of the frame, and
 they are brighter than the background.
 
 The digits are the 1,797 pictures of the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin

@@ -428,9 +428,10 @@ class CommitmentConfig:
 class PerceptualConfig:
     """A frozen encoder that compares frames with their reconstructions, as in PeCo."""
 
-    weights: str = key("", "weights.safetensors of any run; empty: pixels only")
-    depths: list[int] = key([], "blocks after which features are compared")
-    weight: float = key(1.0, "weight of the distance, besides the squared error of the pixels", least=0)
+    weights: str = key("", "weights.safetensors of any run, or a DINO checkpoint; empty: pixels only")
+    depths: list[int] = key([], "blocks after which features are compared; their distances are summed")
+    depth_weights: list[float] = key([], "weight of the distance of each depth; empty: 1", least=0)
+    weight: float = key(1.0, "weight of the sum, besides the squared error of the pixels", least=0)
 
 
 @dataclass

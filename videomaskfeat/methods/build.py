@@ -89,6 +89,8 @@ def initial_arguments(config: PretrainConfig) -> dict[str, Any]:
     if initialization is None:
         return {}
     initial: dict[str, Any] = {"initialization": initialization}
+    if initialization == "ibot":
+        initial["interpolation"] = "bicubic"
     if initialization in ("mae", "jepa"):
         positions = "sincos_2d" if config.clip.frames == 1 else "sincos"
         sizes = {**arguments_of(name), **arguments}

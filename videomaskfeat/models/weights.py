@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -286,15 +286,17 @@ def read_state(path: str | os.PathLike[str], *, key: str = "") -> dict[str, Tens
     return read_weights(path, key=key).state
 
 
-def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
+def read_weights(
+    path: str | os.PathLike[str], *, key: str = "", keys: Sequence[str] = _STATE_KEYS
+) -> Weights:
     """Read the weights in a file without running code that it may contain.
 
     Args:
         path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``) with a state dict or a
             checkpoint.
-        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of
-            "model_state" (PySlowFast), "state_dict", "model" and "module" that exists, otherwise the only key
-            with weights.
+        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of ``keys``
+            that exists, otherwise the only key with weights.
+        keys: usual keys; by default "model_state" (PySlowFast), "state_dict", "model" and "module".
 
     Raises:
         UserError: the file is missing or damaged, or contains pickled code, no weights, or several sets of
@@ -316,7 +318,7 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
             known = f"known keys: {', '.join(map(show_text, sets))}" if sets else "no key has weights"
             raise UserError(f"{text}: there are no weights under the key {key!r}; {known}")
     else:
-        key, value = _main_weights(text, checkpoint, sets)
+        key, value = _main_weights(text, checkpoint, sets, keys)
     state = dict(cast(Mapping[str, Tensor], value))
     size = os.path.getsize(local_path(text))
     for name, tensor in state.items():
@@ -329,10 +331,10 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
 
 
 def _main_weights(
-    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...]
+    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...], keys: Sequence[str]
 ) -> tuple[str, Mapping[str, Tensor]]:
     """Key and weights of a checkpoint if no key is given; see :func:`read_weights`."""
-    key = next((name for name in _STATE_KEYS if isinstance(checkpoint.get(name), Mapping)), None)
+    key = next((name for name in keys if isinstance(checkpoint.get(name), Mapping)), None)
     if key is None and len(sets) == 1 and not _is_state(checkpoint):
         key = sets[0]
     if key is None and len(sets) > 1:
@@ -342,13 +344,13 @@ def _main_weights(
         )
     state = checkpoint if key is None else checkpoint[key]
     if not state:
-        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})")
+        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(keys)})")
     if not _is_state(state):
         other = next(name for name, value in state.items() if not _is_entry(name, value))
         shown = repr(other if isinstance(other, str | int) else type(other).__name__)[:100]
         raise UserError(
             f"{path}: {shown} is not a tensor, so this is not a state dict; weights must be at the top level "
-            f"or under {', '.join(_STATE_KEYS)}"
+            f"or under {', '.join(keys)}"
         )
     return key or "", state
 

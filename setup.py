@@ -44,7 +44,10 @@ setup(
         "vl-convert-python>=1.9",  # Vega-Lite's JavaScript for pages
     ],
     extras_require={
-        "dev": ["codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
+        "dev": [
+            *("codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"),
+            *("nbclient", "ipykernel"),  # examples/quickstart.ipynb
+        ],
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23

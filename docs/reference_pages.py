@@ -211,7 +211,9 @@ def move_links(text: str, source: str, destination: str) -> str:
         return posixpath.relpath(place, posixpath.dirname(destination) or ".") if place else link[1]
 
     text = _LINK.sub(moved, text)
-    outside = r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff)\)"  # files that are not pages
+    outside = (
+        r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|examples/\w+\.ipynb)\)"  # files that are not pages
+    )
     return re.sub(outside, r"\1", text)
 
 

@@ -48,6 +48,7 @@ setup(
             *("codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"),
             *("nbclient", "ipykernel"),  # examples/quickstart.ipynb
         ],
+        "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23

@@ -332,7 +332,7 @@ def test_flags_of_verbs_with_sections() -> None:
     assert config.persons.detector_options == {"model": "x/y", "size": 3}
     actions = config.actions
     assert (actions.film, actions.csv, actions.top, actions.min_iou) == (False, True, 7, 0.2)
-    compare = "compare --config configs/compare/sample.yaml --targets hog,mae compare.jobs=1 --seeds 2"
+    compare = "compare --config configs/compare/factors.yaml --targets hog,mae compare.jobs=1 --seeds 2"
     config = read(compare).compare
     assert (config.only, config.jobs, config.seeds) == (["hog,mae"], 1, 2)
     assert read("pretrain -- run.seed=3").run.seed == 3

@@ -443,7 +443,7 @@ def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     texts = recipe_texts(path)
     remedy = (
         "give the weights.safetensors of a fine-tuning run, or a file written by `videomaskfeat "
-        "import-slowfast`"
+        "import-slowfast` or `import-weights`"
     )
     _check_kind(path, texts, CLASSIFY_KEY, remedy)
     return _read(ClassifyRecipe.from_json, texts, CLASSIFY_KEY, path)
@@ -485,13 +485,21 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     else:
         raise UserError(
             f"{os.fspath(path)} contains weights without a recipe, so the clips of their model are unknown; "
-            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast`"
+            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast` or "
+            "`import-weights`"
         )
     return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
 
 
-def compare_levels(path: str, own: ClipRecipe) -> str:
-    """A warning if the normalization of some weights is unknown or differs from ``own``; otherwise empty."""
+def compare_levels(
+    path: str, own: ClipRecipe, known: tuple[ChannelValues, ChannelValues] | None = None
+) -> str:
+    """A warning if the normalization of some weights is unknown or differs from ``own``; otherwise empty.
+
+    ``known`` is the mean and standard deviation of weights that were converted from another project.
+    """
+    if known is not None:
+        return _compare(known, own)
     if not path.endswith(".safetensors"):
         return (
             f"{path} does not contain the order and normalization of color channels; red, green, blue, "
@@ -501,10 +509,14 @@ def compare_levels(path: str, own: ClipRecipe) -> str:
     if not recipe_texts(path):
         return ""
     theirs = read_clip_recipe(path)
-    if (theirs.mean, theirs.std) == (own.mean, own.std):
+    return _compare((theirs.mean, theirs.std), own)
+
+
+def _compare(theirs: tuple[ChannelValues, ChannelValues], own: ClipRecipe) -> str:
+    if theirs == (own.mean, own.std):
         return ""
     return (
-        f"these weights were trained with mean {theirs.mean} and std {theirs.std}, but clip.mean is "
+        f"these weights were trained with mean {theirs[0]} and std {theirs[1]}, but clip.mean is "
         f"{own.mean} and clip.std {own.std}: set them to the same values, unless this is intended"
     )
 
@@ -520,7 +532,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         raise UserError(
             f"{name} is a PyTorch checkpoint, not a safetensors file with a recipe; give the "
             "weights.safetensors of a run, or convert a PySlowFast checkpoint by "
-            "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`"
+            "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`, one of another project "
+            "by `videomaskfeat import-weights FILE OUT`"
         )
     if is_folder(name):
         raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")

@@ -27,6 +27,7 @@ MASK_KINDS = (
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
+PRETRAIN_OPTIMIZERS = {"adamw": "", "lars": "extra lars; BYOL's"}
 SCHEDULES = {"cosine": "to end_learning_rate", "steps": "times step_factor at each of step_epochs"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
@@ -209,6 +210,8 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    optimizer: str = key("adamw", "optimizer", choices=PRETRAIN_OPTIMIZERS)
+    momentum: float = key(0.9, "momentum of lars", least=0, below=1)
     end_weight_decay: float | None = key(
         None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
     )
@@ -336,7 +339,9 @@ class ClassifierConfig(PretrainedModelConfig):
     name: str = key(
         "maskfeat_mvitv2_s_classifier", "name of a classifier of create_model, or module:name (an Encoder)"
     )
-    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
+    head: str = key(
+        "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
+    )
 
 
 @dataclass

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference.positions import sincos_2d
+from tests.reference.positions import sincos_1d, sincos_2d
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
@@ -230,6 +230,13 @@ def test_fine_tuning_learns_the_positions_that_pre_training_fixes(
     actual = classifier.placed(*classifier.patch_embed(clip))
     expected = pretrained.placed(*pretrained.patch_embed(clip))
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)  # float32
+
+
+def test_positions_of_videomae_equal_every_number() -> None:
+    grid = TokenGrid(2, 3, 5)
+    table = fixed_positions("sincos_1d", 10, grid, prefix=1, device=torch.device("cpu"))
+    expected = torch.tensor([[0.0] * 10, *sincos_1d(10, tokens=30)])[None]
+    torch.testing.assert_close(table, expected, atol=1e-6, rtol=0)  # float32
 
 
 def test_fixed_positions_of_pictures_are_inflated(tmp_path: Path) -> None:

@@ -274,6 +274,31 @@ def test_visible_tokens_keep_their_rotary_positions() -> None:
     assert not torch.allclose(encoded[0], encoded[2], atol=1e-4)
 
 
+def test_repeated_angles_of_vjepa2_by_definition() -> None:
+    """Heads of 14; float32, 1e-6."""
+    vectors = torch.randn(1, GRID.size, 1, 14)
+    table = rotary_table(GRID, 14, prefix=0, device=torch.device("cpu"), repeated=True)
+    actual = rotate(vectors, table)
+    for number in range(GRID.size):
+        expected = torch.tensor(rotated(vectors[0, number, 0].tolist(), PLACES[number], repeated=True))
+        torch.testing.assert_close(actual[0, number, 0], expected, atol=1e-6, rtol=1e-6)
+    plain, repeated = (
+        small(rotary=True, rotary_repeated=one, absolute_positions="none").eval()(torch.ones(1, 3, 4, 16, 16))
+        for one in (False, True)
+    )
+    assert torch.equal(plain, repeated)  # heads of 8 have one pair per axis
+    wide, clips = {"width": 32, "rotary": True, "absolute_positions": "none"}, torch.randn(1, 3, 4, 16, 16)
+    plain, repeated = (small(**wide, rotary_repeated=one).eval()(clips) for one in (False, True))
+    assert not torch.allclose(plain, repeated, atol=1e-4)
+
+
+def test_norm_eps_is_that_of_all_norms() -> None:
+    for model in (small(norm_eps=1e-3), create_model("mae_vit_pico", norm_eps=1e-3)):
+        norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        assert len(norms) > 4
+        assert {norm.eps for norm in norms} == {1e-3}
+
+
 def test_narrow_heads_have_no_rotary_positions() -> None:
     with pytest.raises(UserError, match=r"width 8 with heads 2 leaves 4 values per head, but .* at least 6"):
         small(width=8, rotary=True)

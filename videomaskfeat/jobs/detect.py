@@ -85,7 +85,9 @@ class DetectRun(Run):
         self.loss = build_loss(config, self.lists, device)
         model, self.load_report = build_detector(config, self.lists.classes)
         if self.load_report is not None:
-            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
+            self.load_warning = compare_levels(
+                config.model.weights, self.recipe.clip, self.load_report.normalization
+            )
         self.loader = training_loader(config, self.lists.train)
         self.counter = FailureCounter(
             len(self.loader.dataset),

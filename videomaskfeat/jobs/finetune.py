@@ -73,7 +73,9 @@ class FinetuneRun(Run):
         self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
         model, self.load_report = build_classifier(config, self.lists.classes)
         if self.load_report is not None:
-            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
+            self.load_warning = compare_levels(
+                config.model.weights, self.recipe.clip, self.load_report.normalization
+            )
         self.loader = training_loader(config, self.lists)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))

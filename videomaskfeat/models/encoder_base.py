@@ -133,7 +133,7 @@ class Encoder(nn.Module):
         clip_size: native frames, height and width.
         class_token: prepend a learned token (P = 1).
         absolute_positions: "none", "joint" (one table over time and space), "separable" (the sum of two
-            tables), or "sincos" or "sincos_2d" (fixed, without parameters; see
+            tables), or "sincos", "sincos_2d" or "sincos_1d" (fixed, without parameters; see
             :func:`~videomaskfeat.models.positions.fixed_positions`).
         interpolation: "linear" or "bicubic", of learned positions to other clip sizes; see
             :func:`~videomaskfeat.models.positions.joint_positions`.

@@ -13,11 +13,11 @@ from torch import Tensor
 from videomaskfeat.errors import check_name
 from videomaskfeat.grid import TokenGrid
 
-AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d"]
+AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d", "sincos_1d"]
 Interpolation = Literal["linear", "bicubic"]
 Inflate = Literal["repeated", "centered"]
 
-FIXED = ("sincos", "sincos_2d")
+FIXED = ("sincos", "sincos_2d", "sincos_1d")
 """The absolute positions without parameters."""
 STEM = "patch_embed.proj.weight"
 TABLE, SPACE, TIME, CLASS = TABLES = (
@@ -70,6 +70,8 @@ def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, devi
       arXiv 2205.09113).
     - "sincos_2d": a half for the column, then a half for the row (published code of MAE, arXiv 2111.06377);
       the same at all times.
+    - "sincos_1d": all for the index of the token in the order time, row, column, sine and cosine alternating
+      (published code of VideoMAE, arXiv 2203.12602).
 
     ``width``, D, is a multiple of :func:`position_channels`.
     """
@@ -78,10 +80,15 @@ def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, devi
 
 def position_channels(kind: str) -> int:
     """The number that must divide the width of fixed positions."""
-    return 16 if kind == "sincos" else 4
+    return {"sincos": 16, "sincos_2d": 4, "sincos_1d": 2}[kind]
 
 
 def _sincos(kind: str, width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    if kind == "sincos_1d":
+        rates = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+        angles = torch.arange(grid.size, dtype=torch.float64, device=device)[:, None] * rates  # [N, D/2]
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [N, D]
+        return F.pad(table, (0, 0, prefix, 0))[None].float()
     temporal, spatial = (width // 4, width * 3 // 8) if kind == "sincos" else (0, width // 2)
     columns = []
     for axis, channels in ((0, temporal), (2, spatial), (1, spatial)):

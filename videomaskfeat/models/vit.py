@@ -15,7 +15,7 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
+from videomaskfeat.models.layers import Linear, Perceptron, check_transformer, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
 
 BIAS = "rel_pos_bias.table"
@@ -78,18 +78,23 @@ def _bias_index(grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor
     return rows
 
 
-def rotary_table(grid: TokenGrid, head_width: int, *, prefix: int, device: torch.device) -> Tensor:
+def rotary_table(
+    grid: TokenGrid, head_width: int, *, prefix: int, device: torch.device, repeated: bool = False
+) -> Tensor:
     """Cosines and sines of rotary positions, float32 [2, P+N, d].
 
     A third of a head's d channels, rounded down to an even number n, belongs to each of time, row and column;
     the others, and the class token, are not rotated. Pair i of an axis turns by the index times
     10000^(-2i/n) (RoFormer, arXiv 2104.09864; split of V-JEPA 2, 2506.09985). The published code of V-JEPA 2
-    gives the two channels of a pair different angles, which its authors call a bug; here they are equal.
+    gives the two channels of a pair different angles, which its authors call a bug; here they are equal,
+    unless ``repeated``: then channel c of an axis has the angle of pair c mod n/2, as its weights need.
     """
-    return constant_table(_rotary_table, grid, head_width, prefix, device=device)
+    return constant_table(_rotary_table, grid, head_width, prefix, repeated, device=device)
 
 
-def _rotary_table(grid: TokenGrid, head_width: int, prefix: int, *, device: torch.device) -> Tensor:
+def _rotary_table(
+    grid: TokenGrid, head_width: int, prefix: int, repeated: bool, *, device: torch.device
+) -> Tensor:
     channels = rotary_channels(head_width)
     rates = 10000.0 ** -(torch.arange(channels // 2, dtype=torch.float64, device=device) * 2 / channels)
     columns = []
@@ -97,7 +102,8 @@ def _rotary_table(grid: TokenGrid, head_width: int, prefix: int, *, device: torc
         angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * rates
         shape = [1, 1, 1, channels]
         shape[axis] = length
-        columns.append(angles.repeat_interleave(2, dim=1).reshape(shape).expand(*grid.shape, -1))
+        angles = torch.cat([angles, angles], dim=1) if repeated else angles.repeat_interleave(2, dim=1)
+        columns.append(angles.reshape(shape).expand(*grid.shape, -1))
     angles = torch.cat(columns, dim=-1).flatten(0, 2)  # [N, 3 n]
     angles = F.pad(angles, (0, head_width - angles.shape[1], prefix, 0))
     return torch.stack([angles.cos(), angles.sin()]).float()
@@ -158,7 +164,7 @@ class Block(nn.Module):
         layer_scale: initial value of a learned factor per channel on each branch (CaiT, arXiv 2103.17239);
             None for no factor.
         relative_bias: bias of the attention scores, which another module owns; None for no bias.
-        rotary: rotate queries and keys by their positions; see :func:`rotary_table`.
+        rotary, rotary_repeated: rotate queries and keys by their positions; see :func:`rotary_table`.
     """
 
     gamma_1: nn.Parameter | None
@@ -175,9 +181,10 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         relative_bias: RelativeBias | None = None,
         rotary: bool = False,
+        rotary_repeated: bool = False,
     ) -> None:
         super().__init__()
-        self.rotary = rotary
+        self.rotary, self.rotary_repeated = rotary, rotary_repeated
         self._relative_bias = (relative_bias,)  # in a tuple: no submodule, since all blocks share it
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, qkv_bias=qkv_bias)
@@ -203,7 +210,8 @@ class Block(nn.Module):
         """[2, P+N, d], or for a part of the grid [2, B, P+V, d]."""
         prefix = tokens.shape[1] - (grid.size if at is None else at.shape[1])
         width = tokens.shape[2] // self.attn.heads
-        table = rotary_table(grid, width, prefix=prefix, device=tokens.device)
+        repeated = self.rotary_repeated
+        table = rotary_table(grid, width, prefix=prefix, device=tokens.device, repeated=repeated)
         if at is None:
             return table
         first = table[:, None, :prefix].expand(-1, len(at), -1, -1)
@@ -229,13 +237,15 @@ class ViT(Encoder):
         mlp_ratio: hidden width of the perceptrons divided by D.
         qkv_bias: use a bias in the query, key and value projections.
         absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
-            "sincos" and "sincos_2d" (fixed: see :func:`~videomaskfeat.models.positions.fixed_positions`) or
-            "none".
+            "sincos", "sincos_2d" and "sincos_1d" (fixed: see
+            :func:`~videomaskfeat.models.positions.fixed_positions`) or "none".
         layer_scale: see :class:`Block`; 0.1 in BEiT and SimMIM.
         relative_bias: add a learned relative position bias to the attention scores; see
             :class:`RelativeBias`. An MAE, whose encoder sees a part of the grid, cannot have one.
         rotary: rotate queries and keys by their positions in time, row and column; see :func:`rotary_table`.
             V-JEPA 2 has no absolute positions beside it (``absolute_positions="none"``).
+        rotary_repeated: repeat the angles of an axis as V-JEPA 2's code does, for its weights.
+        norm_eps: number that layer norms add to the variance; 1e-12 in some models of transformers.
         drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
@@ -260,6 +270,8 @@ class ViT(Encoder):
         layer_scale: float | None = None,
         relative_bias: bool = False,
         rotary: bool = False,
+        rotary_repeated: bool = False,
+        norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         **shared: Any,
     ) -> None:
@@ -294,10 +306,12 @@ class ViT(Encoder):
                 layer_scale=layer_scale,
                 relative_bias=self.rel_pos_bias,
                 rotary=rotary,
+                rotary_repeated=rotary_repeated,
             )
             for index in range(depth)
         )
         self.set_blocks(blocks, widths=[width] * depth, heads=heads)
+        set_norm_eps(self, norm_eps)
 
     def is_table(self, name: str) -> bool:
         """See :meth:`Encoder.is_table`; the relative position bias is also a position table."""

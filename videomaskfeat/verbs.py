@@ -509,7 +509,12 @@ def detect(config: DetectVideoConfig) -> int:
 class VisualizeOptions:
     """files"""
 
-    weights: str = key("", "weights of a pre-training run", positional=True, former="checkpoint")
+    weights: str = key(
+        "",
+        "weights of a pre-training run; of a classifier with --attention",
+        positional=True,
+        former="checkpoint",
+    )
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
     mask: str | None = key(
@@ -520,6 +525,8 @@ class VisualizeOptions:
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
     reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
+    attention: bool = key(False, "Grad-CAM of a classifier: the positions that raise the logit of a class")
+    label: int | None = key(None, "class of --attention", least=0, null="the most probable one")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -527,6 +534,7 @@ def visualize(options: VisualizeOptions) -> int:
 
     videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
     videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
+    videomaskfeat visualize runs/s_k400/best.safetensors my_video.mp4 --attention --label 17
     """
     from videomaskfeat.jobs.visualize import visualize
 

@@ -699,6 +699,46 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
+class MakeListsOptions:
+    """files"""
+
+    source: str = key(
+        "", "folder of class folders or of a data set, or CSV file of names and labels", positional=True
+    )
+    out: str = key("", "folder for train.csv, val.csv, test.csv, classes.txt", positional=True)
+    videos: str = key("", "folder of the videos; empty: SOURCE, or the folder of the CSV file")
+    validation: float = key(0.15, "share of val.csv; unused if the data set has this part", **SHARE)
+    test: float = key(0.15, "share of test.csv; unused if the data set has this part", **SHARE)
+    fold: int = key(1, "number of the published split of UCF101 and HMDB51", least=1, greatest=3)
+    group: str = key(
+        "auto",
+        "clips of one video, which stay in one list: auto (by known names), none, or a regular expression "
+        "whose first group is the video",
+    )
+    seed: int = key(0, "seed of the random split", least=0)
+    class_names: str = key("", "file of class names in the order of the labels; empty: sorted names")
+    check: bool = key(True, "decode frames of every video, and leave out unreadable ones and copies")
+    workers: int = key(os.cpu_count() or 1, "number of processes that check", least=1)
+    overwrite: bool = key(False, "replace lists in OUT")
+
+
+def make_lists(options: MakeListsOptions) -> int:
+    """Write lists for training, validation and test, and class names, from a folder of labeled videos.
+
+    videomaskfeat make-lists my_videos lists          one folder of videos per class
+    videomaskfeat make-lists labels.csv lists --videos my_videos --validation 0.2 --test 0
+    videomaskfeat make-lists UCF-101 lists --fold 1        also Kinetics, HMDB51, Diving48, SSv2, Charades
+    videomaskfeat make-lists my_videos lists --group '(.+)_take'     all takes of a video in one list
+    """
+    from videomaskfeat.jobs.make_lists import make_lists
+
+    with progress("checking videos") as update:
+        lists = make_lists(**vars(options), progress=update)
+    print(printable(lists.text()))
+    return DONE
+
+
+@dataclass
 class DoctorOptions:
     """options"""
 
@@ -737,6 +777,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "visualize": visualize,
     "report": report,
     "sample-data": sample_data,
+    "make-lists": make_lists,
     "check-data": check_data,
     "doctor": doctor,
 }

@@ -50,8 +50,8 @@ class Frames(FolderFormat):
 def _unlabeled_records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
     if source.labels == "yes":
         raise UserError(
-            f"{source.path}: a folder has no labels, which are needed here; write a list of its class "
-            "folders with datasets/kinetics/make_list.py, or set format=images for class folders of pictures"
+            f"{source.path}: a folder has no labels, which are needed here; write lists of its class "
+            "folders with `videomaskfeat make-lists`, or set format=images for class folders of pictures"
         )
     if not paths:
         raise UserError(

@@ -193,6 +193,18 @@ def compare(config: CompareConfig) -> int:
     return DONE
 
 
+def plan(config: PretrainConfig | FinetuneConfig | DetectConfig | TokenizerConfig) -> int:
+    """Measure a few steps of a training on this machine: duration, memory, and what to change.
+
+    videomaskfeat plan --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml data.train=train.csv
+    videomaskfeat plan --config configs/finetune/k400_maskfeat_mvitv2_s.yaml run.device=cpu ...
+    """
+    from videomaskfeat.jobs.plan import plan_training
+
+    print(printable(plan_training(config).text()))
+    return DONE
+
+
 def _pretrain_arguments() -> dict[str, list[str]]:
     from videomaskfeat.methods import METHODS, method_class
     from videomaskfeat.methods.build import SUPPLIED
@@ -763,6 +775,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "train-tokenizer": train_tokenizer,
+    "plan": plan,
     "compare": compare,
     "evaluate": evaluate,
     "average-scores": average_scores,

@@ -19,10 +19,10 @@ def test_closed_forms() -> None:
     assert np.isnan(average_precision(scores, np.zeros(4, bool)))
 
 
-@pytest.mark.parametrize("levels", [1000, 5])  # few levels: many equal scores
-def test_slow_version_agrees(levels: int) -> None:
-    rng = np.random.default_rng(levels)
-    scores = rng.integers(0, levels, (60, 7)) / levels
+@pytest.mark.parametrize("different", [1000, 5])  # few different ones: many equal scores
+def test_slow_version_agrees(different: int) -> None:
+    rng = np.random.default_rng(different)
+    scores = rng.integers(0, different, (60, 7)) / different
     targets = rng.random((60, 7)) < 0.2
     targets[:, 3] = False
     result = multi_label_score(scores, targets)

@@ -403,7 +403,7 @@ class Run(ABC):
 
     def _open(self, environment: Callable[[Path], str]) -> None:
         self.folder.open(lambda: environment(self.path))
-        self.folder.log("\n".join([*self.plan(), *self._plan_of_training()]))
+        self.folder.log("\n".join([*self.plan(), *self.plan_of_training()]))
         self._log_initial_weights()
 
     def _close(self, summary: Mapping[str, Any], report: Callable[[Path], Path]) -> None:
@@ -471,7 +471,7 @@ class Run(ABC):
             unit=self.unit,
         )
 
-    def _plan_of_training(self) -> list[str]:
+    def plan_of_training(self) -> list[str]:
         """Lines on batch, schedule, device and folder."""
         optim, run = self.config.optim, self.config.run
         ranks = distributed.world_size()

@@ -194,7 +194,7 @@ def _warn_of_days(config: Any, seconds: float) -> None:
 
 
 def nano_command(config: Any) -> str:
-    """The command that trains a nano model on the lists of a config instead; empty if it has no nano model."""
+    """A command that trains a nano model on the lists of a config; empty if it has no nano model."""
     verb = {"PretrainConfig": "pretrain", "FinetuneConfig": "finetune"}.get(type(config).__name__)
     if verb is None or "_nano" in config.model.name or "_pico" in config.model.name:
         return ""

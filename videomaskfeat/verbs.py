@@ -12,7 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from videomaskfeat.config import key
+from videomaskfeat import import_object
+from videomaskfeat.config import key, shipped_configs
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
@@ -201,7 +204,14 @@ def plan(config: PretrainConfig | FinetuneConfig | DetectConfig | TokenizerConfi
     """
     from videomaskfeat.jobs.plan import plan_training
 
-    print(printable(plan_training(config).text()))
+    runs: dict[type, str] = {
+        PretrainConfig: "pretrain:PretrainRun",
+        FinetuneConfig: "finetune:FinetuneRun",
+        DetectConfig: "detect:DetectRun",
+        TokenizerConfig: "tokenizer:TokenizerRun",
+    }
+    build = import_object(f"videomaskfeat.jobs.{runs[type(config)]}")
+    print(printable(plan_training(config, build).text()))
     return DONE
 
 
@@ -751,6 +761,41 @@ def make_lists(options: MakeListsOptions) -> int:
 
 
 @dataclass
+class ConfigsOptions:
+    """options"""
+
+    match: str = key("", "text in the names to list or copy, such as pretrain/ or ssv2")
+    copy: str | None = key(None, "folder to copy them into; existing files are kept")
+
+
+def configs(options: ConfigsOptions) -> int:
+    """List the configs that come with the package, or copy them.
+
+      videomaskfeat configs
+      videomaskfeat configs --match pretrain/sample --copy my_configs
+    `--config` accepts their names:
+      videomaskfeat pretrain --config pretrain/sample --keys
+    """
+    shipped = {name: path for name, path in shipped_configs().items() if options.match in name}
+    if not shipped:
+        raise UserError(f"no config has {options.match!r} in its name; `videomaskfeat configs` lists them")
+    for name, path in shipped.items():
+        text = path.read_text(encoding="utf-8")
+        if options.copy is None:
+            print(printable(f"{name:<36} {text.partition(chr(10))[0].removeprefix('# ')}"))
+            continue
+        target = Path(options.copy, f"{name}.yaml")
+        if target.exists():
+            print(printable(f"{target} exists, kept"))
+            continue
+        make_parent(target)
+        with whole_file(target) as file:
+            file.write(text)
+        print(printable(str(target)))
+    return DONE
+
+
+@dataclass
 class DoctorOptions:
     """options"""
 
@@ -792,6 +837,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "sample-data": sample_data,
     "make-lists": make_lists,
     "check-data": check_data,
+    "configs": configs,
     "doctor": doctor,
 }
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""

@@ -12,6 +12,7 @@ import torch
 from videomaskfeat.config import load_config
 from videomaskfeat.engine import threads
 from videomaskfeat.jobs.plan import TrainingPlan, plan_training
+from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 from .conftest import TINY as TINY_PRETRAINING
@@ -75,7 +76,7 @@ def test_plan_measures_a_training_and_writes_nothing(sample: Path, tmp_path: Pat
 def test_large_batches_are_measured_on_few_clips(sample: Path, tmp_path: Path) -> None:
     words = [*TINY_PRETRAINING, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, None, [*words, "data.workers=0", "optim.epochs=3"])
-    plan = plan_training(config)
+    plan = plan_training(config, PretrainRun)
     assert plan.steps == 3 * (len((sample / "train.csv").read_text().splitlines()) // config.optim.batch_size)
     assert plan.measured_clips == plan.clips == config.optim.batch_size  # short steps are measured in full
 

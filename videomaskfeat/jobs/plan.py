@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,20 +18,8 @@ from videomaskfeat.engine.log import peak_memory_mb
 from videomaskfeat.engine.run import Run, check_config
 from videomaskfeat.engine.threads import LONGEST_ON_CPU, nano_command, step_once
 from videomaskfeat.errors import UserError, counted
-from videomaskfeat.jobs.detect import DetectRun
-from videomaskfeat.jobs.finetune import FinetuneRun
-from videomaskfeat.jobs.pretrain import PretrainRun
-from videomaskfeat.jobs.tokenizer import TokenizerRun
 from videomaskfeat.machine import available_cores, available_memory
-from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig, TokenizerConfig
 
-RUNS: dict[type, type[Run]] = {
-    PretrainConfig: PretrainRun,
-    FinetuneConfig: FinetuneRun,
-    DetectConfig: DetectRun,
-    TokenizerConfig: TokenizerRun,
-}
-"""Config of a training -> its run."""
 _STEPS = 6  # measured at most, after the first one
 _MEASURE_SECONDS = 10.0  # no further step is measured after this time
 _LONG_STEP = 2.0  # seconds; a longer step of few clips is scaled to the batch size
@@ -132,10 +121,14 @@ class TrainingPlan:
         return "\n".join([*lines, *(f"advice    {line}" for line in self.advice())])
 
 
-def plan_training(config: Any) -> TrainingPlan:
+def plan_training(config: Any, build: Callable[[Any, torch.device], Run]) -> TrainingPlan:
     """Measure a few steps of a training; nothing is written, and no weights are kept.
 
     On a CPU, steps of few clips are measured and scaled to the batch size if they take long.
+
+    Args:
+        config: config of the training.
+        build: the job's class of `Run`.
 
     Raises:
         UserError: the config, the lists, the videos or the weights are wrong.
@@ -144,7 +137,6 @@ def plan_training(config: Any) -> TrainingPlan:
     device = distributed.choose_device(config.run.device)
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    build = RUNS[type(config)]
     full = config.optim.batch_size // config.optim.accumulate
     sizes = [full]
     while device.type == "cpu" and sizes[0] % 4 == 0 and sizes[0] > 8:

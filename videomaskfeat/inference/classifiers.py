@@ -69,7 +69,7 @@ class Predictions:
     Attributes:
         path: path of the video; "frames in memory" for decoded frames.
         probabilities: float32 [L] on the CPU, sum 1: the averaged softmax of the views, or the softmax of
-            their averaged logits, according to the recipe.
+            their averaged logits, according to the recipe. Of a multi-label classifier each is in 0..1.
         class_names: class names, indexed by label; may be empty.
     """
 
@@ -262,7 +262,8 @@ class VideoClassifier(VideoEncoder):
         logits = self._run(self.model, clips)  # [V*S, L]
         if self.recipe.average == "logits":
             logits = logits.mean(dim=0, keepdim=True)
-        probabilities = logits.softmax(dim=-1).mean(dim=0).float()
+        activation = torch.sigmoid if self.recipe.is_multi_label else functools.partial(torch.softmax, dim=-1)
+        probabilities = activation(logits).mean(dim=0).float()
         return Predictions(path, probabilities, self.recipe.class_names)
 
 

@@ -175,7 +175,7 @@ def test_an_unknown_target_is_named() -> None:
         plan_runs(section(), ["hogg"])
 
 
-@pytest.mark.parametrize("name", ["sample", "sample_images", "factors"])
+@pytest.mark.parametrize("name", ["sample_images", "factors"])
 def test_shipped_comparison_has_every_target_of_the_family(name: str) -> None:
     config = load_config(CompareConfig, f"configs/compare/{name}.yaml")
     runs = {one.target: one for one in plan_runs(config.compare)}

@@ -458,6 +458,9 @@ def test_an_unused_or_broken_config_beside_the_file(recorded: Path, tmp_path: Pa
     config["num_attention_heads"] = 4
     (tmp_path / "x/config.json").write_text(json.dumps(config))
     assert convert_weights(str(tmp_path / "x")).arguments["heads"] == 4
+    (tmp_path / "x/config.json").write_text('{"hidden_act": "quick_gelu"}')
+    with pytest.raises(UserError, match=r"hidden_act 'quick_gelu' in config\.json is not supported"):
+        convert_weights(str(tmp_path / "x"))
     (tmp_path / "x/config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json"):
         convert_weights(str(tmp_path / "x"))
@@ -476,5 +479,7 @@ def test_our_own_names_are_not_converted(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, str(tmp_path / "x.safetensors"))
     assert convert_weights(str(tmp_path / "x.pyth")) is None
     assert not load_weights(model, tmp_path / "x.pyth").format
+    with pytest.raises(UserError, match=r"x\.pyth: neither weights of this package nor a known format"):
+        load_model(tmp_path / "x.pyth")
     with pytest.raises(UserError, match="contains no model name"):
         load_model(tmp_path / "x.safetensors")

@@ -136,6 +136,7 @@ def test_commands_of_the_page_run(
             program, *words = shlex.split(line.replace("my_videos/one.mp4", "my_videos/000000.mp4"))
             assert program == "videomaskfeat"
             short = SHORT if words[0] in ("pretrain", "finetune") else []
+            short = [*short, "run.pictures=0"] if words[0] == "pretrain" else short
             if "run.folder=runs/direct" in words:  # the published size is too large for a test
                 words = [word.replace("{class_token", f"{{{SMALL}, class_token") for word in words]
                 short = [*short, "clip.frames=4", "clip.crop=16", "evaluate.views=1", "augment.randaugment="]

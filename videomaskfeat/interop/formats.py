@@ -20,6 +20,7 @@ from videomaskfeat.recipe import (
     ClipRecipe,
     PretrainRecipe,
 )
+from videomaskfeat.texts import show_text
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 HALF = {"mean": 0.5, "std": 0.5}
@@ -249,6 +250,16 @@ def image_processor(source: Source) -> dict[str, Any]:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def check_activation(source: Source) -> None:
+    """Raise UserError unless the perceptrons use the exact GELU, as far as the config knows."""
+    activation = source.config.get("hidden_act", "gelu")
+    if activation != "gelu":
+        raise UserError(
+            f"{source.path}: hidden_act {show_text(repr(activation))} in config.json is not supported, only "
+            "'gelu'"
+        )
 
 
 def label_names(names: object, classes: int) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from videomaskfeat.interop.formats import (
     Converted,
     Rules,
     Source,
+    check_activation,
     clip_of,
     fuse_attention,
     image_processor,
@@ -68,6 +69,7 @@ def timm(title: str, source: Source) -> Converted:
 
 def hugging_face(title: str, source: Source) -> Converted:
     """``ViTModel`` or ``ViTForImageClassification``."""
+    check_activation(source)
     config = source.config
     known = {**image_processor(source), "names": config.get("id2label")}
     options = {"norm_eps": config.get("layer_norm_eps", 1e-12)}

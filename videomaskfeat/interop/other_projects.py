@@ -174,11 +174,13 @@ def convert(
     config = _read_beside(path, "config.json")
     source = replace(source, config=config, preprocessor=_read_beside(path, "preprocessor_config.json"))
     try:
-        return chosen.convert(chosen.title, source)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+        converted = chosen.convert(chosen.title, source)
+        type(converted.recipe).from_json(converted.recipe.to_json())  # checks the ranges of its values
+        return converted
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
-        what = f"without {error}" if isinstance(error, KeyError) else f"of unexpected shapes ({error})"
+        what = f"without {error}" if isinstance(error, KeyError) else f"with unexpected values ({error})"
         raise UserError(
             f"{path}: a {chosen.title} checkpoint {what}; use the whole file that {chosen.title} wrote"
         ) from error

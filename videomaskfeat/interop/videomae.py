@@ -19,6 +19,7 @@ from videomaskfeat.interop.formats import (
     Converted,
     Rules,
     Source,
+    check_activation,
     clip_of,
     count_heads,
     fuse_attention,
@@ -115,10 +116,11 @@ def hugging_face(title: str, source: Source) -> Converted:
     Raises:
         UserError: the model classifies from the first token, or pre-trains without a final norm.
     """
+    check_activation(source)
     config = source.config
     state = rename(source.state, (*_HF, *_DECODER))
     known = {"frames": config.get("num_frames"), **image_processor(source)}
-    known["names"] = config.get("id2label")
+    known |= {"names": config.get("id2label"), "normalised": config.get("norm_pix_loss")}
     options = {"norm_eps": config.get("layer_norm_eps", 1e-12)}
     source = source.with_heads(
         heads=config.get("num_attention_heads"), decoder_heads=config.get("decoder_num_attention_heads")

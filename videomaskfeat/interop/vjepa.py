@@ -18,6 +18,7 @@ from videomaskfeat.interop.formats import (
     Converted,
     Rules,
     Source,
+    check_activation,
     clip_of,
     fuse_attention,
     image_processor,
@@ -97,6 +98,7 @@ def second(title: str, source: Source) -> Converted:
 
 def hugging_face(title: str, source: Source) -> Converted:
     """``VJEPA2Model`` or ``VJEPA2ForVideoClassification``."""
+    check_activation(source)
     config = source.config
     state = fuse_attention(rename(source.state, _HF))
     if "head.q.weight" in state:

@@ -148,7 +148,8 @@ def import_weights(
         titles = ", ".join(one.title for one in FORMATS.values() if one.convert is not None)
         raise UserError(
             f"{source}: the format of these weights is not recognized; known formats: {titles}. A checkpoint "
-            "of PySlowFast needs its YAML: use `videomaskfeat import-slowfast`"
+            "of PySlowFast needs its YAML: use `videomaskfeat import-slowfast`. Weights of this package need "
+            "no import"
         )
     recipe, classes = converted.recipe, converted.arguments.get("classes")
     if class_names is not None:

@@ -263,6 +263,12 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         if converted is not None:
             model, _ = build_converted(text, converted)
             return model.to(device)
+        if not text.endswith(".safetensors"):
+            raise UserError(
+                f"{text}: neither weights of this package nor a known format of another project; for a "
+                "checkpoint of PySlowFast, use load_slowfast with its YAML; for a state dict, create the "
+                "model with create_model and use load_weights"
+            )
     name, arguments = created_as(text)
     try:
         model = create_unset(name, **arguments)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 import simplejson
 import yaml
 
+from tests.engine.processes import exit_code
 from tests.jobs.conftest import TINY
 from tests.jobs.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
@@ -209,9 +212,22 @@ def test_a_run_that_fails_is_named_with_its_last_word(tmp_path: Path) -> None:
         Command(tmp_path / "run", "pretrain", "", ()).run(Verbs())
 
 
+def write_log_of_verb(path: str, arguments: list[str]) -> None:
+    with open(path, "a", encoding="utf-8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    sys.exit(main(arguments))
+
+
 def test_two_targets_end_on_one_page_and_are_not_run_twice(
-    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The processes are forked from one that has imported torch; the tests above start them as usual."""
+
+    def run_forked(self: Verbs, arguments: list[str], *, log: Any, environment: Any) -> int | None:
+        return exit_code(write_log_of_verb, log.name, list(arguments))
+
+    monkeypatch.setattr(Verbs, "run", run_forked)
     lists = {"train": str(sample / "train.csv"), "test": str(sample / "val.csv")}
     tiny = dict(item.split("=", 1) for item in TINY)
     shared: dict[str, dict[str, Any]] = {"data": {"train": lists["train"]}, "probe": lists}

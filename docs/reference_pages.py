@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -21,7 +22,7 @@ from videomaskfeat.masking import EXACT, MASKS, MultiBlock
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.zoo import MODELS, arguments_of
+from videomaskfeat.models.zoo import DETECTOR, MAE, MASKFEAT, MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
 from videomaskfeat.verbs import ARGUMENTS, VERBS
 
@@ -38,6 +39,10 @@ INCLUDED = {
     "CODE_OF_CONDUCT.md": "code_of_conduct.md",
 }  # fmt: skip
 """Pages from outside docs/: path in the repository -> path in the site."""
+COSTS = ROOT / "docs/reference/multiply_adds.json"
+"""Multiply-adds of each model, measured once, since the largest take minutes and gigabytes."""
+MAE_RATIOS = (0.9, 0.75)
+"""Share of hidden tokens of masked autoencoders for clips and for images, as published."""
 
 _LINK = re.compile(r"(?<=\]\()(?!https?://|#|mailto:)([^)\s#]+)")
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>~?([\w.]+)</code>")
@@ -141,12 +146,18 @@ def models_page() -> str:
     """All named models with their sizes."""
     intro = (
         "`model.name` in a config, or `videomaskfeat.create_model(NAME)`. Sizes are those of the default "
-        "arguments.\n\n"
+        "arguments. Multiply-adds are those of a forward pass of one clip, as `fvcore` counts them (it calls "
+        "them flops), with attention; detectors have one box, and masked autoencoders hide "
+        f"{MAE_RATIOS[0]:.0%} of a clip's tokens and {MAE_RATIOS[1]:.0%} of an image's. That of `mvitv2_l` "
+        "is the published number (arXiv 2112.01526).\n\n"
     )
     header = (
-        "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (millions)"
+        "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (M) | "
+        "multiply-adds (G)"
     )
-    return f"# Models\n\n{intro}{table(header, (model_row(name) for name in MODELS))}"
+    costs = json.loads(COSTS.read_text(encoding="utf-8"))
+    rows = ((*model_row(name), f"{costs[name] / 1e9:.3g}") for name in MODELS)
+    return f"# Models\n\n{intro}{table(header, rows)}"
 
 
 def model_row(name: str) -> tuple[str, ...]:
@@ -164,6 +175,23 @@ def model_row(name: str) -> tuple[str, ...]:
         " x ".join(map(str, model.native_grid.shape)),
         f"{millions:.1f}",
     )
+
+
+def example_inputs(name: str) -> tuple[torch.Tensor, ...]:
+    """Inputs of a model for one clip, to count its multiply-adds."""
+    clip = torch.zeros(1, 3, *arguments_of(name)["clip_size"])
+    kind = MODELS[name].classes[0]
+    if kind == DETECTOR:
+        return clip, torch.zeros(1, 5)
+    if kind not in (MASKFEAT, MAE):
+        return (clip,)
+    with torch.device("meta"):
+        model = create_model(name)
+    assert isinstance(model, Encoder)
+    mask = torch.zeros(1, *model.native_grid.shape, dtype=torch.bool)
+    hidden = MAE_RATIOS[clip.shape[2] == 1] if kind == MAE else 0.0
+    mask.view(-1)[: int(hidden * mask.numel())] = True
+    return clip, mask
 
 
 def configs_page() -> str:

@@ -18,7 +18,12 @@ setup(
     long_description_content_type="text/markdown",
     python_requires=">=3.10",
     packages=find_packages(include=["videomaskfeat", "videomaskfeat.*"]),
-    package_data={"videomaskfeat.data": ["digits.npz"], "videomaskfeat.viz": ["templates/*"]},
+    package_data={
+        "videomaskfeat": ["py.typed"],
+        "videomaskfeat.data": ["digits.npz"],
+        "videomaskfeat.models": ["sizes.json"],
+        "videomaskfeat.viz": ["templates/*"],
+    },
     install_requires=[
         "torch>=2.11",
         # decord has no wheels for Arm (Linux, macOS on Apple silicon); there PyAV reads all videos.
@@ -40,6 +45,7 @@ setup(
     ],
     extras_require={
         "dev": ["codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
+        "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23

@@ -178,7 +178,7 @@ def learn(name: str, *, steps: int, seed: int, data: tuple[Digits, Digits]) -> d
             before_step=method.before_step,
             after_step=method.after_step,
             options=LoopOptions(
-                epochs=epochs, clip_norm=config.optim.gradient_clip, unit="clips", tensorboard=False
+                epochs=epochs, clip_norm=config.optim.gradient_clip, unit="clips", loggers=()
             ),
         )
     seconds = time.perf_counter() - started

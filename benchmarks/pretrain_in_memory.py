@@ -171,7 +171,7 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
                 clip_norm=config.optim.gradient_clip,
                 precision="bf16" if bf16 else "fp32",
                 unit="clips",
-                tensorboard=False,
+                loggers=(),
             ),
         )
         seconds = time.perf_counter() - started

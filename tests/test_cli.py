@@ -50,7 +50,12 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
     assert cli.main(["--help"]) == 0
     verbs = re.findall(r"^  ([a-z-]+)  ", capsys.readouterr().out, re.MULTILINE)
     assert verbs == list(cli.VERBS)
-    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {"average_scores", "doctor", "sample_data"}
+    assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {
+        "average_scores",
+        "doctor",
+        "models",
+        "sample_data",
+    }
     assert TOOLS - {verb.replace("-", "_") for verb in verbs} == SCRIPTS
 
 
@@ -327,7 +332,7 @@ def test_flags_of_verbs_with_sections() -> None:
     assert config.persons.detector_options == {"model": "x/y", "size": 3}
     actions = config.actions
     assert (actions.film, actions.csv, actions.top, actions.min_iou) == (False, True, 7, 0.2)
-    compare = "compare --config configs/compare/sample.yaml --targets hog,mae compare.jobs=1 --seeds 2"
+    compare = "compare --config configs/compare/factors.yaml --targets hog,mae compare.jobs=1 --seeds 2"
     config = read(compare).compare
     assert (config.only, config.jobs, config.seeds) == (["hog,mae"], 1, 2)
     assert read("pretrain -- run.seed=3").run.seed == 3

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_object", "import_submodule"}  # not modules
 GROUND = {
     "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "durations", "config", "provenance",
+    "csv_columns", "ava", "boxes", "durations", "config", "provenance", "plugins",
 }  # fmt: skip
 ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
 SIDEWAYS = {
@@ -29,6 +29,7 @@ SIDEWAYS = {
     ("targets", "losses"),
     ("targets", "recipe"),
     ("data", "masking"),
+    ("data", "recipe"),
     ("viz", "targets"),
     ("recipe", "masking"),
 }
@@ -52,11 +53,12 @@ ABOVE = {
     "schemas": {"config"},
     "terminal": {"texts"},
     "environment": {"data", "engine", "models", "machine", "mp4", "provenance"},
-    "config": {"errors", "io", "texts"},
+    "config": {"errors", "io", "texts", "plugins"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
     "processes": {"errors"},
+    "plugins": {"errors"},
     "provenance": set(),
     "texts": {"errors", "io"},
     "mp4": {"errors", "io"},

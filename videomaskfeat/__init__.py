@@ -3,7 +3,22 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the types of the names that __getattr__ imports
+    from videomaskfeat.data.reader import VideoReadError as VideoReadError
+    from videomaskfeat.data.video import open_video as open_video
+    from videomaskfeat.errors import UserError as UserError
+    from videomaskfeat.inference.classifiers import load_classifier as load_classifier
+    from videomaskfeat.inference.classifiers import load_encoder as load_encoder
+    from videomaskfeat.inference.detectors import load_detector as load_detector
+    from videomaskfeat.inference.features import read_features as read_features
+    from videomaskfeat.inference.persons import find_actions as find_actions
+    from videomaskfeat.interop.slowfast import load_slowfast as load_slowfast
+    from videomaskfeat.models import create_model as create_model
+    from videomaskfeat.models import list_models as list_models
+    from videomaskfeat.models.weights import load_model as load_model
+    from videomaskfeat.models.weights import save_model as save_model
 
 __version__ = "0.1.0"
 
@@ -15,8 +30,10 @@ _LAZY = {
     "load_encoder": "videomaskfeat.inference.classifiers",
     "load_model": "videomaskfeat.models.weights",
     "load_slowfast": "videomaskfeat.interop.slowfast",
+    "list_models": "videomaskfeat.models",
     "open_video": "videomaskfeat.data.video",
     "read_features": "videomaskfeat.inference.features",
+    "save_model": "videomaskfeat.models.weights",
     "UserError": "videomaskfeat.errors",
     "VideoReadError": "videomaskfeat.data.reader",
 }

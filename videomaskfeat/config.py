@@ -20,6 +20,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from videomaskfeat.errors import UserError, nearest, unknown_name
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
 T = TypeVar("T")
@@ -58,6 +59,7 @@ class Rules:
         null: meaning of null, printed instead of it.
         positional: whether the value may be a positional argument of the verb.
         flag: name of the verb's ``--flag``, if it differs from the key's.
+        plugin: what a plug-in ``package.module:name`` must be, if one may be given instead of a choice.
         former: name of the key in earlier versions, which is still accepted.
     """
 
@@ -73,6 +75,7 @@ class Rules:
     null: str = ""
     positional: bool = False
     flag: str = ""
+    plugin: str = ""
     former: str = ""
 
     def present_choice(self, value: Any) -> Any:
@@ -83,7 +86,7 @@ class Rules:
     def broken_by(self, name: str, value: Any) -> str:
         """The error in the value of the key ``name``, or an empty string."""
         for one in value if isinstance(value, list) else [value]:
-            if self.choices and one not in self.choices:
+            if self.choices and one not in self.choices and not (self.plugin and is_plugin(one)):
                 if isinstance(one, str):
                     return str(unknown_name(name, one, [choice for choice in self.choices if choice]))
                 return f"{name} {_show(value)} must be {' or '.join(map(str, self.choices))}"
@@ -106,6 +109,7 @@ class Rules:
     def explain(self) -> str:
         """Meaning, choices, unit and range in one line."""
         words = self.choices if isinstance(self.choices, Mapping) else dict.fromkeys(self.choices, "")
+        words = {**words, "module:name": self.plugin} if self.plugin else words
         named = " | ".join(f"{name} ({word})" if word else str(name) or '""' for name, word in words.items())
         notes = ", ".join(filter(None, ("required" * bool(self.required), self.unit, self.span())))
         return f"{self.meaning}{f': {named}' if named else ''}{f' [{notes}]' if notes else ''}"
@@ -538,9 +542,10 @@ def _convert(value: Any, kind: Any, default: Any) -> Any:
     if kind is Any:
         return value
     if origin is list:
-        if not isinstance(value, list) or len(value) != len(default or value):
+        length = len(default) if default and kinds[0] is not str else None  # names may be added and removed
+        if not isinstance(value, list) or length not in (None, len(value)):
             raise ValueError(
-                f"a list of {len(default)} values, such as {default}" if default else "a list of values"
+                f"a list of {length} values, such as {default}" if length else "a list of values"
             )
         try:
             return [_convert(one, kinds[0], None) for one in value]

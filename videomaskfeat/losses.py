@@ -41,6 +41,33 @@ def masked_smooth_l1(predictions: Tensor, target: Tensor, mask: Tensor, *, beta:
     return _mean_over_hidden(error.mean(dim=-1), mask)
 
 
+def visible_smooth_l1(predictions: Tensor, target: Tensor, mask: Tensor, *, beta: float = 0.0) -> Tensor:
+    """Mean smooth L1 error over *visible* positions, each times d^(-1/2) (V-JEPA 2.1, arXiv 2603.14482).
+
+    d is the distance of the position to the nearest hidden one, in cells of (t, h, w). ``beta`` 0 is L1;
+    otherwise as :func:`masked_smooth_l1`. The loss is 0 without hidden or without visible positions.
+    """
+    predictions, target = _as_pair(predictions, target)
+    error = F.smooth_l1_loss(predictions, target, reduction="none", beta=beta).mean(dim=-1)
+    hidden = resize_mask(mask, TokenGrid(*error.shape[1:4]))  # [B, t, h, w]
+    weight = torch.where(hidden, 0.0, squared_distance(hidden).clamp(min=1) ** -0.25)
+    return (error * weight).sum() / (~hidden).sum().clamp(min=1)
+
+
+def squared_distance(hidden: Tensor) -> Tensor:
+    """Squared distance of each cell to the nearest hidden one: bool [B, t, h, w] -> float32, in cells.
+
+    Infinite if no cell of a sample is hidden. The square is a sum over the axes, so that the minimum is taken
+    over one axis after another.
+    """
+    squares = torch.where(hidden, 0.0, math.inf)
+    for axis in (1, 2, 3):
+        place = torch.arange(hidden.shape[axis], device=hidden.device, dtype=squares.dtype)
+        steps = (place[:, None] - place).square()  # [n, n]
+        squares = (squares.movedim(axis, -1)[..., None, :] + steps).amin(dim=-1).movedim(-1, axis)
+    return squares
+
+
 def masked_cosine(predictions: Tensor, target: Tensor, mask: Tensor) -> Tensor:
     """Mean of one minus the cosine similarity, 0 to 2; otherwise as :func:`masked_mse`."""
     cosine = F.cosine_similarity(*_as_pair(predictions, target), dim=-1)  # [B, t, h, w]

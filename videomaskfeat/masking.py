@@ -8,6 +8,7 @@ integer with one bit per cell (the last axis is the fastest), which is faster th
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.plugins import import_plugin, is_plugin
 from videomaskfeat.values import build_dataclass
 
 Mask = NDArray[np.bool_]
@@ -235,16 +237,57 @@ def hidden_count(grid: TokenGrid, ratio: float, *, rounding: Callable[[float], i
 def build_policy(kind: str, arguments: Mapping[str, Any]) -> MaskFunction:
     """The policy of ``mask.kind`` with ``mask.arguments``.
 
+    A plug-in ``package.module:name`` is a :data:`MaskFunction`, or a dataclass whose instances are such
+    functions; its fields are the arguments.
+
     Raises:
-        UserError: the kind or an argument is unknown, or an argument is wrong.
+        UserError: the kind or an argument is unknown, an argument is wrong, or a plug-in cannot be imported.
     """
-    check_name("mask.kind", kind, MASKS)
-    policy = MASKS[kind]
+    policy: Any
+    if is_plugin(kind):
+        policy = import_plugin("mask.kind", kind)
+        if dataclasses.is_dataclass(policy) and isinstance(policy, type):
+            return _checked(kind, build_dataclass(policy, arguments, name="mask.arguments"))
+        policy = _checked(kind, policy)
+    else:
+        check_name("mask.kind", kind, MASKS)
+        policy = MASKS[kind]
     if isinstance(policy, MultiBlock):
         return build_dataclass(type(policy), arguments, name="mask.arguments")
     if arguments:
         raise UserError(f"mask.kind {kind!r} has no arguments; remove mask.arguments {dict(arguments)}")
     return policy
+
+
+def is_exact(kind: str) -> bool:
+    """Whether all masks of a kind hide the same number of cells; a plug-in has an attribute ``exact``."""
+    return (
+        bool(getattr(import_plugin("mask.kind", kind), "exact", False)) if is_plugin(kind) else kind in EXACT
+    )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A mask function of the user, whose results are checked."""
+
+    kind: str
+    policy: Any
+
+    def __call__(self, grid: TokenGrid, ratio: float, rng: np.random.Generator) -> Mask:
+        mask = self.policy(grid, ratio, rng)
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != grid.shape:
+            result = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+            raise UserError(f"mask.kind {self.kind!r} returned {result}; it must return bool {grid.shape}")
+        return mask
+
+
+def _checked(kind: str, policy: Any) -> MaskFunction:
+    if isinstance(policy, type) or not callable(policy):
+        raise UserError(
+            f"mask.kind {kind!r} is of type {type(policy).__name__}; it must be a function (grid, ratio, "
+            "rng) -> mask, or a dataclass of such functions"
+        )
+    return _Checked(kind, policy)
 
 
 def _ceil(cells: float) -> int:

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.masking import MASKS, Mask, MaskFunction, MultiBlock, MultiBlockExact, build_policy
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
 from videomaskfeat.values import Limits, build_dataclass, conform
@@ -57,7 +58,6 @@ LIMITS: Limits = {
     "sampling": ("clip", "segments"),
     "average": ("softmax", "logits"),
     "area": AREAS,
-    "kind": tuple(MASKS),
 }
 """Valid range or choices of the values of a recipe in a file; other values mean that the file is damaged."""
 _LARGEST_CLIP = 2**31  # pixels of a clip
@@ -145,7 +145,7 @@ class MaskRecipe:
     """How masks are sampled.
 
     Attributes:
-        kind: a name in ``MASKS``.
+        kind: a name in ``MASKS``, or a plug-in ``package.module:name``.
         ratio: fraction of hidden mask cells.
         cell: size of a mask cell: frames, rows and columns of pixels.
         arguments: arguments of the policy that differ from its defaults.
@@ -172,11 +172,12 @@ class PretrainRecipe:
     Attributes:
         clip: how clips are cut.
         mask: how masks are sampled.
-        target: a name in ``TARGETS``.
+        target: a name in ``TARGETS``, or a plug-in.
         target_arguments: arguments of the target that differ from the defaults.
-        method: a name in ``METHODS``; only "masked" needs both mask and target.
+        method: a name in ``METHODS``, or a plug-in; only "masked" needs both mask and target.
     """
 
+    key: ClassVar[str] = METADATA_KEY
     clip: ClipRecipe
     mask: MaskRecipe = MaskRecipe()
     target: str = "hog"
@@ -252,6 +253,8 @@ class PretrainRecipe:
         def parse(fields: Any) -> PretrainRecipe:
             clip = _clip_of(fields)
             mask = build_dataclass(MaskRecipe, fields.get("mask", {}), name="mask", limits=LIMITS)
+            if not is_plugin(mask.kind):
+                check_name("mask.kind", mask.kind, MASKS)
             target = current_arguments(conform(fields.get("target"), Mapping[str, Any], "target"))
             name = conform(target.pop("name", None), str, "target.name")
             return cls(clip, mask, name, target, conform(fields.get("method", "masked"), str, "method"))
@@ -274,6 +277,7 @@ class ClassifyRecipe:
         class_names: class names, indexed by label; empty if unknown.
     """
 
+    key: ClassVar[str] = CLASSIFY_KEY
     clip: ClipRecipe
     sampling: str = "clip"
     views: int = 5
@@ -319,6 +323,12 @@ class ClassifyRecipe:
         return _parse(text, "classifier's", lambda fields: build_dataclass(cls, fields, limits=LIMITS))
 
 
+class EncoderRecipe(ClassifyRecipe):
+    """Recipe of an encoder without classes."""
+
+    key: ClassVar[str] = ENCODER_KEY
+
+
 @dataclass(frozen=True)
 class DetectRecipe:
     """Recipe of a detector of actions.
@@ -337,6 +347,7 @@ class DetectRecipe:
         UserError: the area is unknown, an id is not in 1..classes, or the threshold is not in 0..1.
     """
 
+    key: ClassVar[str] = DETECT_KEY
     clip: ClipRecipe
     actions: Mapping[int, str]
     classes: int
@@ -432,7 +443,7 @@ def read_classify_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     texts = recipe_texts(path)
     remedy = (
         "give the weights.safetensors of a fine-tuning run, or a file written by `videomaskfeat "
-        "import-slowfast`"
+        "import-slowfast` or `import-weights`"
     )
     _check_kind(path, texts, CLASSIFY_KEY, remedy)
     return _read(ClassifyRecipe.from_json, texts, CLASSIFY_KEY, path)
@@ -474,13 +485,21 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
     else:
         raise UserError(
             f"{os.fspath(path)} contains weights without a recipe, so the clips of their model are unknown; "
-            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast`"
+            "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast` or "
+            "`import-weights`"
         )
     return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
 
 
-def compare_levels(path: str, own: ClipRecipe) -> str:
-    """A warning if the normalization of some weights is unknown or differs from ``own``; otherwise empty."""
+def compare_levels(
+    path: str, own: ClipRecipe, known: tuple[ChannelValues, ChannelValues] | None = None
+) -> str:
+    """A warning if the normalization of some weights is unknown or differs from ``own``; otherwise empty.
+
+    ``known`` is the mean and standard deviation of weights that were converted from another project.
+    """
+    if known is not None:
+        return _compare(known, own)
     if not path.endswith(".safetensors"):
         return (
             f"{path} does not contain the order and normalization of color channels; red, green, blue, "
@@ -490,10 +509,14 @@ def compare_levels(path: str, own: ClipRecipe) -> str:
     if not recipe_texts(path):
         return ""
     theirs = read_clip_recipe(path)
-    if (theirs.mean, theirs.std) == (own.mean, own.std):
+    return _compare((theirs.mean, theirs.std), own)
+
+
+def _compare(theirs: tuple[ChannelValues, ChannelValues], own: ClipRecipe) -> str:
+    if theirs == (own.mean, own.std):
         return ""
     return (
-        f"these weights were trained with mean {theirs.mean} and std {theirs.std}, but clip.mean is "
+        f"these weights were trained with mean {theirs[0]} and std {theirs[1]}, but clip.mean is "
         f"{own.mean} and clip.std {own.std}: set them to the same values, unless this is intended"
     )
 
@@ -509,7 +532,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
         raise UserError(
             f"{name} is a PyTorch checkpoint, not a safetensors file with a recipe; give the "
             "weights.safetensors of a run, or convert a PySlowFast checkpoint by "
-            "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`"
+            "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`, one of another project "
+            "by `videomaskfeat import-weights FILE OUT`"
         )
     if is_folder(name):
         raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")

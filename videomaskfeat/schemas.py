@@ -27,6 +27,7 @@ MASK_KINDS = (
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
 CROP_KINDS = {"area": "crop_area of the frame, resized", "short_side": "from a frame resized to short_side"}
 OPTIMIZERS = {"adamw": "", "sgd": "momentum, Nesterov"}
+PRETRAIN_OPTIMIZERS = {"adamw": "", "lars": "extra lars; BYOL's"}
 SCHEDULES = {"cosine": "to end_learning_rate", "steps": "times step_factor at each of step_epochs"}
 SHARE: Any = {"least": 0, "greatest": 1}
 WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged": "", "both": ""}
@@ -52,10 +53,12 @@ class ListConfig(ReadingConfig):
 
     train: str = key("", "list file, or folder of videos, frame folders or pictures", required="train.csv")
     validation: str = key("", "held-out list file or folder; empty: no validation")
-    format: str = key("auto", "format of the list files", choices=LIST_FORMATS)
+    format: str = key("auto", "format of the list files", choices=LIST_FORMATS, plugin="a ListFormat")
     separator: str = key("auto", "column separator of a list file", choices=SEPARATORS)
     prefix: str = key("", "folder put before every relative path in the list files")
-    reader: str = key("auto", "video reader; auto falls back to pyav per file", choices=READERS)
+    reader: str = key(
+        "auto", "video reader; auto falls back to pyav per file", choices=READERS, plugin="a VideoReader"
+    )
     cache: str = key("none", "storage of decoded videos, for small lists", choices=CACHES, free=True)
 
 
@@ -116,6 +119,13 @@ class RunConfig:
     activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)
     checkpoint_epochs: float = key(10.0, "epochs between two milestone checkpoints", least=0, free=True)
+    loggers: list[str] = key(
+        ["tensorboard"],
+        "loggers of metrics besides metrics.jsonl",
+        choices={"tensorboard": "curves in tensorboard/"},
+        plugin="a StepLogger",
+        free=True,
+    )
     keep_checkpoints: int = key(2, "number of newest checkpoints besides milestones", least=1, free=True)
     rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
 
@@ -145,7 +155,7 @@ class ClipConfig(FramesConfig, RandomCropConfig):
 class MaskConfig:
     """The mask."""
 
-    kind: str = key("cube", "kind of mask", choices=MASK_KINDS)
+    kind: str = key("cube", "kind of mask", choices=MASK_KINDS, plugin="a mask function")
     ratio: float = key(0.4, "fraction of hidden mask cells; unused by multi_block", above=0, below=1)
     cell: list[int] = key([2, 32, 32], "size of a mask cell: frames, rows and columns of pixels", least=1)
     arguments: dict[str, Any] = key({}, "arguments of the policy that differ from its defaults")
@@ -155,7 +165,10 @@ class MaskConfig:
 class MethodConfig:
     """The pre-training method."""
 
-    name: str = key("masked", "masked (predicts the target at hidden positions) | ibot | byol | latent")
+    name: str = key(
+        "masked",
+        "masked (predicts the target at hidden positions) | ibot | byol | latent | module:name (a Method)",
+    )
     arguments: dict[str, Any] = key({}, "arguments of the method that differ from its defaults")
 
 
@@ -163,7 +176,7 @@ class MethodConfig:
 class StartedModelConfig:
     """The network and its initial weights."""
 
-    name: str = key("maskfeat_mvitv2_s", "name of a model of create_model")
+    name: str = key("maskfeat_mvitv2_s", "name of a model of create_model, or module:name (an Encoder)")
     arguments: dict[str, Any] = key({}, "arguments of the model that differ from its defaults")
     weights: str = key("", "initial weights, ours or a PySlowFast checkpoint; empty: from scratch")
     weights_key: str = key("", "key of the weights in the checkpoint, such as model_ema", free=True)
@@ -189,7 +202,7 @@ class ModelConfig(StartedModelConfig):
 class TargetConfig:
     """The target of the method masked."""
 
-    name: str = key("hog", "name of a target")
+    name: str = key("hog", "name of a target, or module:name (a Target)")
     arguments: dict[str, Any] = key({}, "arguments of the target that differ from its defaults")
 
 
@@ -197,6 +210,8 @@ class TargetConfig:
 class PretrainOptimConfig(OptimConfig):
     """Optimization of the encoder."""
 
+    optimizer: str = key("adamw", "optimizer", choices=PRETRAIN_OPTIMIZERS)
+    momentum: float = key(0.9, "momentum of lars", least=0, below=1)
     end_weight_decay: float | None = key(
         None, "weight decay at the end, on a cosine from weight_decay; null: constant", least=0
     )
@@ -311,7 +326,7 @@ class MixConfig:
 class PretrainedModelConfig(StartedModelConfig):
     """The network and its initial weights."""
 
-    name: str = key("", "name of a model of create_model")
+    name: str = key("", "name of a model of create_model, or module:name (an Encoder)")
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
@@ -321,8 +336,12 @@ class PretrainedModelConfig(StartedModelConfig):
 class ClassifierConfig(PretrainedModelConfig):
     """The network and its initial weights."""
 
-    name: str = key("maskfeat_mvitv2_s_classifier", "name of a classifier of create_model")
-    head: str = key("", "head; empty: the model's own", choices=("", "mean", "token", "linear", "attentive"))
+    name: str = key(
+        "maskfeat_mvitv2_s_classifier", "name of a classifier of create_model, or module:name (an Encoder)"
+    )
+    head: str = key(
+        "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
+    )
 
 
 @dataclass
@@ -414,9 +433,10 @@ class CommitmentConfig:
 class PerceptualConfig:
     """A frozen encoder that compares frames with their reconstructions, as in PeCo."""
 
-    weights: str = key("", "weights.safetensors of any run; empty: pixels only")
-    depths: list[int] = key([], "blocks after which features are compared")
-    weight: float = key(1.0, "weight of the distance, besides the squared error of the pixels", least=0)
+    weights: str = key("", "weights.safetensors of any run, or a DINO checkpoint; empty: pixels only")
+    depths: list[int] = key([], "blocks after which features are compared; their distances are summed")
+    depth_weights: list[float] = key([], "weight of the distance of each depth; empty: 1", least=0)
+    weight: float = key(1.0, "weight of the sum, besides the squared error of the pixels", least=0)
 
 
 @dataclass

@@ -6,6 +6,7 @@ run.
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
@@ -102,7 +103,9 @@ def read_torch_file(path: str) -> object:
         warnings.simplefilter("ignore")  # about pickle protocols and old storages
         if start.startswith(b"PK"):
             _check_archive(path, local)
-        return torch.load(local, map_location="cpu", weights_only=True)
+        # The command line of a training program, as VideoMAE saves it, is plain data too.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(local, map_location="cpu", weights_only=True)
 
 
 def read_safetensors(path: str) -> dict[str, Tensor]:

@@ -72,7 +72,7 @@ class ListOptions:
     """list"""
 
     prefix: str = key("", "folder put before every relative path")
-    format: str = key("auto", "format of the list", choices=LIST_FORMATS)
+    format: str = key("auto", "format of the list", choices=LIST_FORMATS, plugin="a ListFormat")
     labels: str = key("auto", "whether rows end with a label", choices=LABELS)
     separator: str = key("auto", "column separator", choices=SEPARATORS)
 
@@ -81,7 +81,7 @@ class ListOptions:
 class ReadingOptions(MachineOptions):
     """reading"""
 
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
     workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
 
 
@@ -181,8 +181,8 @@ def train_tokenizer(config: TokenizerConfig) -> int:
 def compare(config: CompareConfig) -> int:
     """Pre-train with several targets under one budget, probe and fine-tune each, and write one page.
 
-    videomaskfeat compare --config configs/compare/sample.yaml
-    videomaskfeat compare --config configs/compare/sample.yaml --targets hog,pixels,ibot --seeds 3
+    videomaskfeat compare --config configs/compare/factors.yaml
+    videomaskfeat compare --config configs/compare/factors.yaml --targets hog,pixels,ibot --seeds 3
     videomaskfeat compare --config ... compare.folder=runs/targets     the same command continues after a stop
     videomaskfeat compare --keys        every key, its default and its meaning
     """
@@ -249,7 +249,7 @@ def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
 class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions):
     """files"""
 
-    weights: str = key("", "weights of a fine-tuning run or of import-slowfast", positional=True)
+    weights: str = key("", "weights of a fine-tuning run or of an import", positional=True)
     list: str = key("", "list file or folder, with or without labels", positional=True)
     out: str = key("evaluation", "folder to write")
     submission: str = key("", "file for a Something-Something-v2 submission")
@@ -332,7 +332,7 @@ class PredictOptions(ReadingOptions, ViewsOptions):
     """files"""
 
     weights: str = key(
-        "", "weights of a fine-tuning run or of import-slowfast", positional=True, former="checkpoint"
+        "", "weights of a fine-tuning run or of an import", positional=True, former="checkpoint"
     )
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
@@ -370,7 +370,7 @@ def predict(options: PredictOptions) -> int:
 class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     """files"""
 
-    weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run, or of an import", positional=True)
     list: str = key("", "list file or folder of videos", positional=True)
     out: str = key("", "folder to write", positional=True)
     depth: int | None = key(
@@ -512,12 +512,14 @@ class VisualizeOptions:
     weights: str = key("", "weights of a pre-training run", positional=True, former="checkpoint")
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
-    mask: str | None = key(None, "kind of mask", choices=MASK_KINDS, null="from the weights")
+    mask: str | None = key(
+        None, "kind of mask", choices=MASK_KINDS, plugin="a mask function", null="from the weights"
+    )
     ratio: float | None = key(None, "fraction of hidden tokens", null="from the weights")
     seed: int = key(0, "seed of the mask", least=0)
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -589,10 +591,45 @@ def import_slowfast(options: ImportOptions) -> int:
 
 
 @dataclass
+class ImportWeightsOptions:
+    """files"""
+
+    weights: str = key("", "weights file, or a folder of transformers or timm", positional=True)
+    out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
+    format: str = key("auto", "format of the weights, as in the table of the documentation", flag="from")
+    class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
+    weights_key: str = key("", "key of the weights in the checkpoint; empty: the usual one")
+    heads: int | None = key(None, "number of attention heads", least=1, null="as in published models")
+    decoder_heads: int | None = key(
+        None, "number of attention heads of a decoder", least=1, null="as in published models"
+    )
+    frames: int | None = key(None, "frames per clip", least=1, null="from the weights")
+    stride: int | None = key(None, "frame stride", least=1, null="as in published models")
+    crop: int | None = key(
+        None, "height and width of a clip", unit="pixels", least=1, null="from the weights"
+    )
+
+
+def import_weights(options: ImportWeightsOptions) -> int:
+    """Convert weights of another project (VideoMAE, V-JEPA, timm, ...) into a weights file and a config.
+
+    videomaskfeat import-weights videomae_b_k400.pth zoo/videomae_b
+    videomaskfeat import-weights vjepa2-vitl-fpc64-256/ zoo/vjepa2_l
+    videomaskfeat import-weights checkpoint.pth zoo/b --from videomae --class-names kinetics400_names.txt
+    """
+    from videomaskfeat.jobs.import_weights import import_weights
+
+    arguments = vars(options).copy()
+    files = arguments.pop("weights"), arguments.pop("out")
+    print(printable(import_weights(*files, **arguments).text()))
+    return DONE
+
+
+@dataclass
 class ExportOptions:
     """files"""
 
-    weights: str = key("", "weights of any run, or of import-slowfast", positional=True)
+    weights: str = key("", "weights of any run, or of an import", positional=True)
     out: str = key("", "file to write", positional=True)
     format: str = key(
         "auto",
@@ -674,7 +711,7 @@ class CheckDataOptions(ListOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
-    reader: str = key("auto", "video reader", choices=READERS)
+    reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
     workers: int = key(os.cpu_count() or 1, "number of processes", least=0)
     min_frames: int = key(1, "minimum number of frames per video", least=1)
     quick: bool = key(False, "open and probe the videos without decoding frames")
@@ -696,6 +733,28 @@ def check_data(options: CheckDataOptions) -> int:
         report = check_data(decode=not arguments.pop("quick"), **arguments, progress=update)
     print(printable(report.text()))
     return SOME_FAILED if report.bad else DONE
+
+
+@dataclass
+class ModelsOptions:
+    """options"""
+
+    pattern: str = key("*", "pattern of names, such as '*nano*'", positional=True)
+    json: bool = key(False, "print JSON")
+
+
+def models(options: ModelsOptions) -> int:
+    """List the named models: parameters, multiply-adds of one clip, size of the clip, and purpose.
+
+    videomaskfeat models
+    videomaskfeat models '*nano*'
+    videomaskfeat models 'vit_b*' --json
+    """
+    from videomaskfeat.models.cost import facts_json, facts_text, list_facts
+
+    facts = list_facts(options.pattern)
+    print(facts_json(facts) if options.json else facts_text(facts))
+    return DONE
 
 
 @dataclass
@@ -733,11 +792,13 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "detect": detect,
     "extract-features": extract_features,
     "import-slowfast": import_slowfast,
+    "import-weights": import_weights,
     "export": export,
     "visualize": visualize,
     "report": report,
     "sample-data": sample_data,
     "check-data": check_data,
+    "models": models,
     "doctor": doctor,
 }
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""

@@ -303,7 +303,7 @@ def test_folder_without_videos_or_with_labels_is_refused(tmp_path: Path) -> None
     with pytest.raises(UserError, match="contains no videos or pictures"):
         load_records(tmp_path)
     (tmp_path / "v.mp4").touch()
-    with pytest.raises(UserError, match="a folder has no labels"):
+    with pytest.raises(UserError, match=r"v\.mp4 is not in a class folder; videos must lie in"):
         load_records(tmp_path, labels="yes")
     with pytest.raises(UserError, match="format=ssv2 needs a list file"):
         load_records(tmp_path, format="ssv2")
@@ -476,11 +476,33 @@ def test_labels_are_omitted_with_labels_no(tmp_path: Path) -> None:
 def test_without_stills_a_folder_of_pictures_is_a_video(tmp_path: Path) -> None:
     _touch(tmp_path, *CAT_AND_DOG)
     assert _rows(load_records(tmp_path)) == [("cat", None), ("dog", None)]
-    with pytest.raises(UserError, match=r"a folder has no labels.* or set format=images for class folders"):
+    with pytest.raises(UserError, match=r"cat is not in a class folder; folders .* set format=images"):
         load_records(tmp_path, labels="yes")
     _touch(tmp_path, "v.mp4")
     with pytest.raises(UserError, match=r"contains videos .* and pictures .*format=folder or format=images"):
         load_records(tmp_path, stills=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "format"),
+    [
+        (("walk/b.mp4", "run/1/x.avi", "run/a.webm"), "folder"),
+        (("walk/b/1.jpg", "run/1/x/1.jpg", "run/a/1.jpg"), "frames"),
+    ],
+)
+def test_labels_of_videos_are_their_class_folders(
+    tmp_path: Path, names: tuple[str, ...], format: str
+) -> None:
+    records = load_records(_touch(tmp_path, *names), labels="yes")
+    paths = sorted(name if format == "folder" else os.path.dirname(name) for name in names)
+    assert _rows(records) == list(zip(paths, [0, 0, 1], strict=True))
+    assert records.class_names == ("run", "walk")
+    known = load_records(tmp_path, labels="yes", format=format, known_classes=("walk", "run", "jump"))
+    assert [record.label for record in known] == [1, 1, 0]
+    assert load_records(tmp_path).labels is None
+    (tmp_path / "swim").mkdir()
+    with pytest.raises(UserError, match=r"swim: class folder without .* \(1 of 3 are empty\)"):
+        load_records(tmp_path, labels="yes")
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.data.sample_factors import (
     FACTORS,
     LARGEST_GROWTH,
+    ROOM,
     SCALES,
     draw_labels,
     factor_scene,
@@ -109,13 +110,14 @@ def test_scene_has_the_properties_of_its_labels(number: int) -> None:
     assert names["position"] == f"{'lower' if y >= 0.5 else 'upper'} {'right' if x >= 0.5 else 'left'}"
     smallest = SCALES[names["scale"]]
     assert smallest <= sprite.radii.min() <= sprite.radii.max() < LARGEST_GROWTH * smallest
-    assert np.abs(sprite.turns).max() <= 20 / 360
+    assert np.abs(sprite.centers - 0.5).max() <= ROOM / 2
+    assert np.abs(sprite.turns).max() <= 15 / 360
     fades = (np.diff(one.brightness) < 0).mean()
     assert (fades > 0.8) == (names["time"] == "forward")
     bright = {"red": "R", "yellow": "RG", "green": "G", "cyan": "GB", "blue": "B", "magenta": "RB"}
     mean = sprite.texture.mean(axis=(0, 1))
     assert (
-        "".join(c for c, level in zip("RGB", mean, strict=True) if level > mean.max() / 2)
+        "".join(c for c, level in zip("RGB", mean, strict=True) if level > 0.8 * mean.max())
         == bright[names["color"]]
     )
 
@@ -148,9 +150,9 @@ def _accuracies(features: np.ndarray, labels: dict[str, np.ndarray]) -> dict[str
 def test_one_frame_reads_appearance_and_two_frames_motion() -> None:
     """Ridge regression on the spectrum of the saturation, whose absolute value ignores the position.
 
-    Measured: one frame reads appearance with 33 % and scale with 74 %, two frames read
-    motion with 41 % and speed with 57 %. Bounds: half of the distance to chance. What must not be readable is
-    below four standard deviations above chance.
+    Measured: one frame reads appearance with 62 % and scale with 78 %, two frames read motion with 37 % and
+    speed with 48 %. Bounds: half of the distance to chance. What must not be readable is below four standard
+    deviations above chance.
     """
     count = 1200
     columns = [draw_labels(number, seed=3) for number in range(count)]
@@ -158,7 +160,7 @@ def test_one_frame_reads_appearance_and_two_frames_motion() -> None:
     spectra, first_frames = [], []
     for number in range(count):
         one = factor_scene(number, held_out=number >= count // 2, **SCENE)
-        frames = np.stack([one.render(index) for index in (0, 14, 16)]).astype(np.float64)
+        frames = np.stack([one.render(index) for index in (0, 13, 17)]).astype(np.float64)
         saturation = frames.max(axis=3) - frames.min(axis=3)
         first_frames.append(saturation[0].reshape(12, 4, 12, 4).mean(axis=(1, 3)))
         saturation = saturation[1:]
@@ -173,12 +175,12 @@ def test_one_frame_reads_appearance_and_two_frames_motion() -> None:
     moving = _accuracies(np.concatenate([cross.real, cross.imag], axis=1), labels)
     chance = {name: 1 / len(classes) for name, classes in FACTORS.items()}
     limit = {name: c + 4 * np.sqrt(c * (1 - c) / (count / 2)) for name, c in chance.items()}
-    assert still["appearance"] > 0.19
-    assert still["scale"] > 0.5
+    assert still["appearance"] > 0.36
+    assert still["scale"] > 0.56
     for factor in ("motion", "speed", "time"):
         assert max(still[factor], placed[factor]) < limit[factor], factor
-    assert moving["motion"] > 0.25
-    assert moving["speed"] > 0.45
+    assert moving["motion"] > 0.23
+    assert moving["speed"] > 0.41
 
 
 @pytest.mark.parametrize("factors", [1, 29])

@@ -23,8 +23,9 @@ RECORD = {
 def open_log(
     folder: Path, *, first_step: int = 0, terminal: bool = False, tensorboard: bool = False
 ) -> RunLog:
+    loggers = ["tensorboard"] if tensorboard else []
     return RunLog(
-        folder, first_step=first_step, total_steps=8, unit="clips", tensorboard=tensorboard, terminal=terminal
+        folder, first_step=first_step, total_steps=8, unit="clips", loggers=loggers, terminal=terminal
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from videomaskfeat.engine.optim import (
     WarmupSteps,
     adamw,
     clip_each_gradient,
+    lars,
     layers_behind,
     parameter_groups,
     set_learning_rate,
@@ -145,6 +148,35 @@ def test_adamw_first_step_closed_form() -> None:
     weight.grad = torch.tensor([[4.0, -0.5]])
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.tensor([[2.0 * 0.95 - 0.1, -3.0 * 0.95 + 0.1]]))
+
+
+def test_lars_two_steps_closed_form() -> None:
+    """Matrix: |w| = 5 and |g| = 1 give 0.001 * 5 / (1 + 0.5 * 5) of g + 0.5 w; a vector is plain SGD."""
+    pytest.importorskip("pytorch_optimizer")
+    matrix = torch.nn.Parameter(torch.tensor([[3.0, 4.0]], dtype=torch.float64))
+    vector = torch.nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    named = [("w", matrix), ("b", vector)]
+    optimizer = lars(parameter_groups(named, base_lr=0.1, weight_decay=0.5), momentum=0.9)
+    place, speed, bias, bias_speed = [3.0, 4.0], [0.0, 0.0], 1.0, 0.0
+    for _ in range(2):
+        matrix.grad, vector.grad = torch.full_like(matrix, 0.5**0.5), torch.full_like(vector, 2.0)
+        optimizer.step()
+        length = math.hypot(*place)
+        factor = 0.001 * length / (1 + 0.5 * length)
+        speed = [0.9 * v + factor * (0.5**0.5 + 0.5 * w) for v, w in zip(speed, place, strict=True)]
+        place = [w - 0.1 * v for w, v in zip(place, speed, strict=True)]
+        bias_speed = 0.9 * bias_speed + 2.0
+        bias -= 0.1 * bias_speed
+    assert matrix[0].tolist() == pytest.approx(place, rel=1e-12)
+    assert vector.item() == pytest.approx(bias, rel=1e-12)
+
+
+def test_missing_package_of_lars_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(UserError, match=r"pip install 'videomaskfeat\[lars\]', or use adamw"):
+        lars([])
+    with pytest.raises(UserError, match=r"momentum=1\.5: must be at least 0 and below 1"):
+        lars([], momentum=1.5)
 
 
 def test_sgd_two_steps_closed_form() -> None:

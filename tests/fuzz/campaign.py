@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-KINDS = ("media", "lists", "configs", "checkpoints", "weights")
+KINDS = ("media", "lists", "configs", "checkpoints", "weights", "other_weights")
 _POLL_SECONDS = 0.02
 _STALL_SECONDS = 0.2  # between two checks of a victim; a longer time is not caused by the victim
 _READY_SECONDS = 180.0  # imports and sample files, on a busy machine

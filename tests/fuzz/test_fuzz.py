@@ -33,7 +33,7 @@ for seed in range(200):
     total.update(mutate_bytes(bytes(range(256)), rng))
 print(total.hexdigest())
 """
-CASES = {"media": 400, "lists": 300, "configs": 200, "checkpoints": 100, "weights": 300}
+CASES = {"media": 400, "lists": 300, "configs": 200, "checkpoints": 100, "weights": 300, "other_weights": 300}
 """Maximum number of cases per kind, so that a faster machine runs no cases that were never run before."""
 
 

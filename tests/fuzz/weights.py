@@ -152,7 +152,7 @@ def _pyth(rng: random.Random) -> Case:
         data = damaged_archive((golden / "checkpoint.pyth").read_bytes(), rng)
     else:
         content = torch.load(golden / "checkpoint.pyth", map_location="cpu", weights_only=True)
-        tree = mutate_tree(_without_tensors(content, rng), rng, _tensor_or_value)
+        tree = mutate_tree(_without_tensors(content, rng), rng, tensor_or_value)
         buffer = io.BytesIO()
         torch.save(tree, buffer)
         data = buffer.getvalue()
@@ -169,7 +169,7 @@ def _without_tensors(content: Any, rng: random.Random) -> Any:
     return {**others, rng.choice(["model_state", "model_state", "state_dict", "model", "x"]): state}
 
 
-def _tensor_or_value(rng: random.Random) -> Any:
+def tensor_or_value(rng: random.Random) -> Any:
     makers: tuple[Callable[[], Any], ...] = (
         lambda: torch.zeros(0),
         lambda: torch.tensor(float("nan")),

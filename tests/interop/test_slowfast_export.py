@@ -126,6 +126,7 @@ def test_stem_of_image_models_has_two_axes() -> None:
             "cannot export absolute_positions 'sincos', layer_scale",
         ),
         ("vit_b", {**VIDEO, "layer_scale": 0.1}, "cannot export absolute_positions 'sincos', layer_scale"),
+        ("vit_b", {**VIDEO, "rotary": True}, "relative_bias or rotary to PySlowFast"),
         ("vit_b", {**VIDEO, "head": "linear"}, "cannot export head 'linear' to PySlowFast"),
         ("mae_vit_b", {**VIDEO, "decoder_heads": 4}, "decoder_heads 4, .* have heads of width 64"),
         ("mae_vit_b", {**VIDEO, **DECODER, "decoder_positions": "sincos"}, "fixed positions True"),

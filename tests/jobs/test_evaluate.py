@@ -422,7 +422,7 @@ def test_pretrained_weights_need_neighbors(material: Path, run: Run) -> None:
 
 def test_folder_has_no_labels_for_neighbors(material: Path, run: Run) -> None:
     outcome = run("evaluate", material / "pretrained.safetensors", material / "val.csv", "--knn", material)
-    assert_refused(outcome, "a folder has no labels")
+    assert_refused(outcome, "is not in a class folder; videos must lie in")
 
 
 def test_no_readable_video_is_a_mistake(material: Path, run: Run) -> None:

@@ -19,7 +19,7 @@ from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.interop import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_state
 from videomaskfeat.jobs import finetune
-from videomaskfeat.jobs.import_weights import SlowFastImport, import_slowfast
+from videomaskfeat.jobs.import_weights import WeightsImport, import_slowfast
 from videomaskfeat.methods.build import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.weights import load_model
@@ -114,7 +114,7 @@ def full_size(name: str, **arguments: Any) -> nn.Module:
     return model
 
 
-def imported(folder: Path, name: str, model: nn.Module) -> SlowFastImport:
+def imported(folder: Path, name: str, model: nn.Module) -> WeightsImport:
     outcome = import_slowfast(*written(folder, name, model), folder / "out")
     assert outcome.table.splitlines()[2:3] == ["new          0"]
     own = load_model(outcome.weights)

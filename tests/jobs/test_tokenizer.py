@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 from tests.engine.toy import metrics
 from tests.jobs.conftest import Verb
 from tests.jobs.ranks import run_verb
+from tests.models.test_published_vit import dino_state
+from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.optim import CosineRamp
@@ -24,12 +26,14 @@ from videomaskfeat.jobs.tokenizer import (
     DvaeStep,
     Relaxation,
     VqStep,
+    build_perceptual,
     final_lines,
     frames_of,
     heldout_frames,
     sum_over_ranks,
 )
 from videomaskfeat.models import create_model
+from videomaskfeat.models.published_vit import MEAN
 from videomaskfeat.models.tokenizers import (
     Codebook,
     CodeStatistics,
@@ -40,6 +44,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.schemas import TokenizerConfig
 
 TINY = [
     "frames.size=16",
@@ -144,6 +149,17 @@ def test_interrupted_run_equals_the_uninterrupted_one(
         temperatures = [row["temperature"] for row in metrics(tmp_path / "whole")]
         expected = [CosineRamp(1.0, 0.0625)(step / 8) for step in range(8)]
         assert temperatures == pytest.approx(expected, rel=1e-6)
+
+
+def test_perceptual_loss_takes_a_dino_checkpoint(tmp_path: Path) -> None:
+    torch.save(dino_state(), tmp_path / "dino.pth")
+    keys = [f"perceptual.weights={tmp_path}/dino.pth", "perceptual.depths=[1,3]"]
+    config = load_config(TokenizerConfig, None, [*keys, "perceptual.depth_weights=[1,0.5]"])
+    perceptual = build_perceptual(config)
+    assert perceptual is not None
+    assert (perceptual.depths, perceptual.weights) == ((1, 3), (1, 0.5))
+    assert (perceptual.size, perceptual.frames) == (32, 1)
+    torch.testing.assert_close(perceptual.mean.flatten(), torch.tensor(MEAN))
 
 
 def test_perceptual_loss_takes_a_frozen_encoder_of_ours(train: Train, tmp_path: Path) -> None:

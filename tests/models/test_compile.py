@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from videomaskfeat.engine.optim import adamw
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.losses import masked_mse
-from videomaskfeat.models import create_model, mvit, positions
+from videomaskfeat.models import create_model, mvit, positions, vit
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
@@ -47,6 +47,8 @@ def test_step_compiles_without_graph_breaks() -> None:
         (mvit._key_codes, (TokenGrid(2, 3, 4), "thw", 1)),
         (mvit._key_codes, (TokenGrid(2, 3, 4), "", 1)),
         (positions._sincos, ("sincos", 48, TokenGrid(2, 3, 4), 1)),
+        (positions._sincos, ("sincos_1d", 48, TokenGrid(2, 3, 4), 1)),
+        (vit._rotary_table, (TokenGrid(2, 3, 4), 48, 1, True)),
     ],
 )
 def test_tables_are_built_on_the_device(build: Any, arguments: tuple[Any, ...]) -> None:

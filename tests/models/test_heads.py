@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests.models.test_models import MVIT as SMALL
 from videomaskfeat.errors import UserError
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import PROBES, AttentiveHead, Classifier
 from videomaskfeat.models.mvit import MViT
@@ -51,6 +52,28 @@ def test_logits_follow_the_definition_of_the_head(name: str, head: str) -> None:
     expected = features @ model.head.projection.weight.T + model.head.projection.bias
     # Another order of summation in float32.
     torch.testing.assert_close(model(clips), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_norm_mean_head_normalizes_tokens_before_their_mean() -> None:
+    model, clips = small(head="norm_mean").eval(), torch.randn(2, 3, 4, 32, 32)
+    features = layer_norm(tokens_of(model, clips)[:, 1:], model.norm).mean(1)
+    expected = features @ model.head.projection.weight.T + model.head.projection.bias
+    torch.testing.assert_close(model(clips), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_attentive_head_with_blocks_attends_to_their_output() -> None:
+    torch.manual_seed(0)
+    head, tokens = AttentiveHead(12, 5, heads=3, dropout=0.0, scale=1.0, depth=2), torch.randn(2, 7, 12)
+    plain = AttentiveHead(12, 5, heads=3, dropout=0.0, scale=1.0)
+    plain.load_state_dict(head.state_dict(), strict=False)
+    seen = tokens
+    for block in head.blocks:
+        seen, _ = block(seen, TokenGrid(7, 1, 1))
+    torch.testing.assert_close(head(tokens), plain(seen))
+    with pytest.raises(UserError, match="head_depth 2 with head 'mean': it must be 0 or more, and 0 unless"):
+        small(head="mean", head_depth=2)
 
 
 @torch.no_grad()

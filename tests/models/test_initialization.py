@@ -130,7 +130,7 @@ MAE_2D = {
         ),
         ("sample_images_beit", [], {"initialization": "beit"}),
         ("sample_images_simmim", [], {"initialization": "simmim"}),
-        ("sample_images_ibot", [], {"initialization": "ibot"}),
+        ("sample_images_ibot", [], {"initialization": "ibot", "interpolation": "bicubic"}),
         (
             "sample_images_ibot",
             ["method.name=latent", "method.arguments={}"],

@@ -29,7 +29,10 @@ from videomaskfeat.targets.hog import HogTarget
         ({"mlp_ratio": float("nan")}, "mlp_ratio nan must be a finite number"),
         ({"class_token": 1}, "class_token 1 must be true or false"),
         ({"clip_size": [8, 64]}, r"clip_size \[8, 64\] must be 3 values, each an integer"),
-        ({"head": ["mean"]}, r"head \['mean'\] is unknown; choose from mean, token, linear, attentive"),
+        (
+            {"head": ["mean"]},
+            r"head \['mean'\] is unknown; choose from mean, norm_mean, token, linear, attentive",
+        ),
     ],
 )
 def test_invalid_arguments_are_refused_before_memory_is_allocated(

@@ -21,20 +21,21 @@ def encoder() -> MViT:
     return model
 
 
-def test_distance_is_the_mean_over_depths_of_normalized_features() -> None:
-    """Distance of features by hand; float32, tolerance 1e-6. Equal pictures have distance 0."""
-    distance = PerceptualDistance(encoder(), depths=[1, 2], size=32, mean=0.4, std=0.2)
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0], [0.5, 2.0]])
+def test_distance_is_the_weighted_sum_over_depths(weights: list[float] | None) -> None:
+    """Distance of features by hand; float32, relative 1e-5. Equal pictures have distance 0."""
+    distance = PerceptualDistance(encoder(), depths=[1, 2], weights=weights, size=32, mean=0.4, std=0.2)
     first, second = torch.rand(2, 2, 3, 32, 32)
-    expected = []
-    for depth in (1, 2):
+    expected = 0.0
+    for depth, weight in zip((1, 2), weights or (1.0, 1.0), strict=True):
         features = []
         for picture in (first, second):
             clip = ((picture - 0.4) / 0.2)[:, :, None].repeat(1, 1, 2, 1, 1)
             tokens = encoder().eval().features(clip, depth=depth, pooled=False)
             centered = tokens - tokens.mean(-1, keepdim=True)
             features.append(centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt())
-        expected.append((features[0] - features[1]).square().mean())
-    assert distance(first, second).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+        expected += weight * (features[0] - features[1]).square().mean().item()
+    assert distance(first, second).item() == pytest.approx(expected, rel=1e-5)
     assert distance(first, first) == 0
 
 
@@ -55,6 +56,12 @@ def test_gradient_reaches_the_reconstruction_and_not_the_encoder() -> None:
 def test_depths_that_the_encoder_lacks_are_named(depths: list[int]) -> None:
     with pytest.raises(UserError, match=r"perceptual depths .*blocks 1\.\.2"):
         PerceptualDistance(encoder(), depths=depths)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, -1.0]])
+def test_weights_that_do_not_fit_the_depths_are_refused(weights: list[float]) -> None:
+    with pytest.raises(UserError, match=r"perceptual weights .* must be one number of at least 0 per depth"):
+        PerceptualDistance(encoder(), depths=[1, 2], weights=weights)
 
 
 def test_model_without_features_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.reference.positions import sincos_2d
+from tests.reference.positions import sincos_1d, sincos_2d
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
@@ -132,6 +132,62 @@ def test_separable_positions_are_the_sum_of_space_and_time() -> None:
     torch.testing.assert_close(doubled.mean(1), table.flatten(1, 3).mean(1), atol=1e-5, rtol=1e-5)
 
 
+def cubic_weights(share: float) -> list[float]:
+    """Cubic convolution with A = -0.75, torch's, of the pixels at -1, 0, 1, 2 for a place in 0..1."""
+    a = -0.75
+    weights = []
+    for distance in (1 + share, share, 1 - share, 2 - share):
+        near = (a + 2) * distance**3 - (a + 3) * distance**2 + 1
+        far = a * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+        weights.append(near if distance <= 1 else far)
+    return weights
+
+
+def test_bicubic_positions_by_definition() -> None:
+    """Iteration over cells, rows and columns, with repeated borders; float32, 1e-5."""
+    native, grid = TokenGrid(1, 7, 7), TokenGrid(1, 3, 5)
+    table = torch.randn(1, native.size, 2)
+    actual = joint_positions(table, native, grid, interpolation="bicubic").unflatten(1, (3, 5))[0]
+    cells = table[0].unflatten(0, (7, 7))
+    for row in range(3):
+        for column in range(5):
+            expected = torch.zeros(2)
+            y, x = (row + 0.5) * 7 / 3 - 0.5, (column + 0.5) * 7 / 5 - 0.5
+            for i, down in enumerate(cubic_weights(y - math.floor(y))):
+                for j, right in enumerate(cubic_weights(x - math.floor(x))):
+                    place = (min(max(math.floor(y) + i - 1, 0), 6), min(max(math.floor(x) + j - 1, 0), 6))
+                    expected += down * right * cells[place]
+            torch.testing.assert_close(actual[row, column], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_bicubic_positions_keep_a_ramp_in_the_interior_and_are_linear_in_time() -> None:
+    """At half the size, cell i is at 2i + 0.5 of the native cells; the outer cells see the border."""
+    rows = torch.arange(8.0)
+    ramp = (10 * rows[:, None] + rows).expand(2, 8, 8) + torch.tensor([0.0, 100.0])[:, None, None]
+    table = ramp.reshape(1, -1, 1)
+    native, grid = TokenGrid(2, 8, 8), TokenGrid(2, 4, 4)
+    half = joint_positions(table, native, grid, interpolation="bicubic").reshape(2, 4, 4)
+    places = 2 * torch.arange(4.0) + 0.5
+    expected = 10 * places[:, None] + places
+    torch.testing.assert_close(half[0, 1:3, 1:3], expected[1:3, 1:3])
+    assert abs(half[0, 0, 0] - expected[0, 0]) > 0.1
+    longer = joint_positions(table, native, TokenGrid(4, 4, 4), interpolation="bicubic").reshape(4, 4, 4)
+    torch.testing.assert_close(longer[:, 1, 1] - half[0, 1, 1], torch.tensor([0.0, 25.0, 75.0, 100.0]))
+
+
+def test_encoder_interpolates_its_positions_as_configured() -> None:
+    encoder = create_model("vit_nano_image", **IMAGE, interpolation="bicubic", classes=2)
+    clip = torch.randn(1, 3, 1, 24, 24)
+    tokens, grid = encoder.patch_embed(clip)
+    added = encoder.placed(tokens, grid)[:, 1:] - tokens
+    places = encoder.pos_embed[:, 1:]
+    expected = joint_positions(places, encoder.native_grid, grid, interpolation="bicubic")
+    torch.testing.assert_close(added, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(expected, joint_positions(places, encoder.native_grid, grid), atol=1e-4)
+    with pytest.raises(UserError, match="interpolation 'cubic' is unknown"):
+        create_model("vit_nano_image", **IMAGE, interpolation="cubic")
+
+
 def test_sincos_positions_by_definition() -> None:
     grid = TokenGrid(2, 3, 4)
     table = fixed_positions("sincos", 16, grid, prefix=1, device=torch.device("cpu"))
@@ -174,6 +230,13 @@ def test_fine_tuning_learns_the_positions_that_pre_training_fixes(
     actual = classifier.placed(*classifier.patch_embed(clip))
     expected = pretrained.placed(*pretrained.patch_embed(clip))
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)  # float32
+
+
+def test_positions_of_videomae_equal_every_number() -> None:
+    grid = TokenGrid(2, 3, 5)
+    table = fixed_positions("sincos_1d", 10, grid, prefix=1, device=torch.device("cpu"))
+    expected = torch.tensor([[0.0] * 10, *sincos_1d(10, tokens=30)])[None]
+    torch.testing.assert_close(table, expected, atol=1e-6, rtol=0)  # float32
 
 
 def test_fixed_positions_of_pictures_are_inflated(tmp_path: Path) -> None:

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.reference.positions import relative_rows
+from tests.reference.rotary import rotated
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
-from videomaskfeat.models.vit import Block, ViT, resize_bias
+from videomaskfeat.models.vit import Block, ViT, resize_bias, rotary_table, rotate
 from videomaskfeat.models.weights import load_into
 
 SMALL: dict[str, Any] = {
@@ -206,3 +207,98 @@ def test_relative_bias_of_square_pictures_loads_at_another_size() -> None:
 def test_mae_refuses_a_relative_bias() -> None:
     with pytest.raises(UserError, match="relative_bias cannot be set on an MAE model"):
         create_model("mae_vit_nano", relative_bias=True)
+
+
+GRID = TokenGrid(2, 3, 4)
+PLACES = list(itertools.product(range(2), range(3), range(4)))
+
+
+def test_rotary_positions_by_definition() -> None:
+    """Heads of 14: 4 values per axis and 2 that are not rotated; float32, 1e-6."""
+    vectors = torch.randn(2, 1 + GRID.size, 3, 14)
+    table = rotary_table(GRID, 14, prefix=1, device=torch.device("cpu"))
+    actual = rotate(vectors, table)
+    assert torch.equal(actual[:, 0], vectors[:, 0])  # the class token
+    for sample, number, head in itertools.product(range(2), range(GRID.size), range(3)):
+        expected = torch.tensor(rotated(vectors[sample, 1 + number, head].tolist(), PLACES[number]))
+        torch.testing.assert_close(actual[sample, 1 + number, head], expected, atol=1e-6, rtol=1e-6)
+
+
+def test_rotary_scores_depend_on_offsets_only() -> None:
+    """The same query and key at all pairs of places; float32, 1e-5 for scores of about 4."""
+    query, key = torch.randn(2, 1, 1, 1, 16).expand(2, 1, GRID.size, 1, 16)
+    table = rotary_table(GRID, 16, prefix=0, device=torch.device("cpu"))
+    scores = rotate(query, table)[0, :, 0] @ rotate(key, table)[0, :, 0].T  # [N, N]
+    by_offset: dict[tuple[int, ...], list[float]] = {}
+    for (i, first), (j, second) in itertools.product(enumerate(PLACES), repeat=2):
+        offset = tuple(a - b for a, b in zip(first, second, strict=True))
+        by_offset.setdefault(offset, []).append(scores[i, j].item())
+    assert max(max(values) - min(values) for values in by_offset.values()) < 1e-5
+    assert len({round(values[0], 3) for values in by_offset.values()}) > 50  # of 3 * 5 * 7 offsets
+
+
+def test_rotary_attention_equals_every_score_by_hand() -> None:
+    model = small(depth=1, rotary=True, absolute_positions="none")
+    tokens, block = torch.randn(1, 9, 16), model.blocks[0]  # a class token and 2x2x2 cubes
+    q, k, v = block.attn.qkv(tokens)[0].unflatten(-1, (3, 2, 8)).unbind(1)  # [9, 2, 8] each
+    places = [None, *itertools.product(range(2), repeat=3)]
+
+    def turned(vector: Tensor, place: Any) -> Tensor:
+        return vector if place is None else torch.tensor(rotated(vector.tolist(), place))
+
+    expected = torch.zeros(9, 2, 8)
+    for number, head in itertools.product(range(9), range(2)):
+        query = turned(q[number, head], places[number])
+        scores = [query @ turned(k[key, head], places[key]) / 8**0.5 for key in range(9)]
+        expected[number, head] = torch.stack(scores).softmax(0) @ v[:, head]
+    table = block._rotary_table(tokens, TokenGrid(2, 2, 2), None)
+    actual = block.attn(tokens, None, table)
+    torch.testing.assert_close(actual[0], block.attn.proj(expected.flatten(1)), **CLOSE)
+
+
+def test_visible_tokens_keep_their_rotary_positions() -> None:
+    """All cubes, in another order per clip, give the same tokens in that order; a part is not the start."""
+    model = small(rotary=True, absolute_positions="none").eval()
+    clips = torch.randn(2, 3, 4, 16, 16)
+    whole = model(clips)
+    order = torch.stack([torch.randperm(8), torch.randperm(8)])
+    seen = model.encode_visible(clips, order)
+    torch.testing.assert_close(seen[:, 0], whole[:, 0], **CLOSE)
+    for sample in range(2):
+        torch.testing.assert_close(seen[sample, 1:], whole[sample, 1:][order[sample]], **CLOSE)
+    # Without a class token, which is at no place, only the offset of two cubes counts.
+    model = small(rotary=True, absolute_positions="none", class_token=False).eval()
+    rows = clips[:1, :, :2, :8].repeat(1, 1, 2, 2, 1)  # all rows of cubes are equal
+    encoded = [model.encode_visible(rows, torch.tensor([part])) for part in ([0, 1], [6, 7], [0, 7])]
+    torch.testing.assert_close(encoded[0], encoded[1], **CLOSE)
+    assert not torch.allclose(encoded[0], encoded[2], atol=1e-4)
+
+
+def test_repeated_angles_of_vjepa2_by_definition() -> None:
+    """Heads of 14; float32, 1e-6."""
+    vectors = torch.randn(1, GRID.size, 1, 14)
+    table = rotary_table(GRID, 14, prefix=0, device=torch.device("cpu"), repeated=True)
+    actual = rotate(vectors, table)
+    for number in range(GRID.size):
+        expected = torch.tensor(rotated(vectors[0, number, 0].tolist(), PLACES[number], repeated=True))
+        torch.testing.assert_close(actual[0, number, 0], expected, atol=1e-6, rtol=1e-6)
+    plain, repeated = (
+        small(rotary=True, rotary_repeated=one, absolute_positions="none").eval()(torch.ones(1, 3, 4, 16, 16))
+        for one in (False, True)
+    )
+    assert torch.equal(plain, repeated)  # heads of 8 have one pair per axis
+    wide, clips = {"width": 32, "rotary": True, "absolute_positions": "none"}, torch.randn(1, 3, 4, 16, 16)
+    plain, repeated = (small(**wide, rotary_repeated=one).eval()(clips) for one in (False, True))
+    assert not torch.allclose(plain, repeated, atol=1e-4)
+
+
+def test_norm_eps_is_that_of_all_norms() -> None:
+    for model in (small(norm_eps=1e-3), create_model("mae_vit_pico", norm_eps=1e-3)):
+        norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+        assert len(norms) > 4
+        assert {norm.eps for norm in norms} == {1e-3}
+
+
+def test_narrow_heads_have_no_rotary_positions() -> None:
+    with pytest.raises(UserError, match=r"width 8 with heads 2 leaves 4 values per head, but .* at least 6"):
+        small(width=8, rotary=True)

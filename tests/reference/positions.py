@@ -29,3 +29,12 @@ def relative_rows(rows: int, columns: int) -> list[list[int]]:
         offsets = [(row - r + rows - 1, column - c + columns - 1) for r, c in places]
         index.append([size + 1, *[down * (2 * columns - 1) + right for down, right in offsets]])
     return index
+
+
+def sincos_1d(width: int, *, tokens: int) -> list[list[float]]:
+    """The fixed positions of VideoMAE, [tokens, width]: sine and cosine of the token's index, in turn."""
+    table = []
+    for index in range(tokens):
+        angles = [index / 10000 ** (2 * (channel // 2) / width) for channel in range(width)]
+        table.append([math.cos(a) if c % 2 else math.sin(a) for c, a in enumerate(angles)])
+    return table

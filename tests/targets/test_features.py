@@ -87,6 +87,35 @@ def test_depth_sets_width_and_grid(teacher: str, depth: int) -> None:
     assert target.output_stride == ((2, 8, 8) if depth == 1 else (2, 16, 16))
 
 
+@pytest.mark.parametrize("loss", ["mse", "smooth_l1"])
+def test_several_depths_are_normalized_apart_and_their_losses_averaged(teacher: str, loss: str) -> None:
+    """Blocks 2 and 4 have width 16 and 32: the mean over values weighs them 1 to 2; 1e-6 of about 1."""
+    target = FeatureTarget(teacher=teacher, depth=[2, 4], loss=loss)
+    singles = [FeatureTarget(teacher=teacher, depth=depth, loss=loss) for depth in (2, 4)]
+    clips = torch.randn(2, 3, 4, 32, 32)
+    truth, parts = target(clips), [one(clips) for one in singles]
+    assert target.values_per_token == truth.shape[-1] == 48
+    torch.testing.assert_close(truth, torch.cat(parts, dim=-1), atol=1e-6, rtol=1e-6)
+    predictions, mask = torch.randn_like(truth), torch.rand(2, 2, 2, 2) < 0.5
+    losses = [
+        one.loss(own, part, mask)
+        for one, own, part in zip(singles, predictions.split((16, 32), dim=-1), parts, strict=True)
+    ]
+    expected = (16 * losses[0] + 32 * losses[1]) / 48
+    torch.testing.assert_close(target.loss(predictions, truth, mask), expected, atol=1e-6, rtol=1e-6)
+
+
+def test_impossible_depths_are_refused(teacher: str) -> None:
+    for depth, words in (
+        ([1, 4], r"depths \[1, 4\]: their features are on different grids; set target\.arguments\.depth"),
+        ([], r"teacher depth \[\] must be a block, a list of blocks, or null"),
+    ):
+        with pytest.raises(UserError, match=words):
+            FeatureTarget(teacher=teacher, depth=depth)
+    with pytest.raises(UserError, match="'cosine' compares features of one depth"):
+        FeatureTarget(teacher=teacher, depth=[2, 4], loss="cosine")
+
+
 def test_teacher_of_images_sees_the_first_frame_of_each_cube(image_teacher: str) -> None:
     target = FeatureTarget(teacher=image_teacher, frame_stride=2, normalize="none", clip_mean=0, clip_std=1)
     assert target.output_stride == (2, 16, 16)
@@ -181,9 +210,11 @@ def test_other_models_are_applied_per_frame() -> None:
     clips = torch.randn(2, 3, 4, 16, 24)
     means = F.avg_pool3d(clips[:, :, ::2], (1, 8, 8)).permute(0, 2, 3, 4, 1)  # [B, t, h, w, C]
     whole = load_teacher("foreign_models:hugging_face")
-    assert (whole.output_stride, whole.width, whole.mean) == ((2, 8, 8), 3, None)
+    assert (whole.output_stride, whole.widths, whole.mean) == ((2, 8, 8), (3,), None)
     torch.testing.assert_close(whole(clips), 10 * means)
     torch.testing.assert_close(load_teacher("foreign_models:hugging_face", depth=2)(clips), means + 1)
+    both = load_teacher("foreign_models:hugging_face", depth=[2, 1])
+    torch.testing.assert_close(both(clips), torch.cat([means + 1, means], dim=-1))
     timm = load_teacher("foreign_models:timm")
     assert timm.std == (0.229, 0.224, 0.225)
     torch.testing.assert_close(timm(clips), means)

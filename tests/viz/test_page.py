@@ -86,7 +86,7 @@ def test_charts_can_be_read_without_javascript(html: str) -> None:
 
 def test_package_includes_all_templates() -> None:
     setup = (Path(videomaskfeat.__file__).parents[1] / "setup.py").read_text()
-    patterns = re.search(r'package_data=\{.*"videomaskfeat\.viz": \[(.*?)\]\}', setup)
+    patterns = re.search(r'package_data=\{[^}]*"videomaskfeat\.viz": \[(.*?)\]', setup)
     assert patterns is not None
     templates = Path(page.__file__).parent
     shipped = {path for pattern in re.findall(r'"(.*?)"', patterns[1]) for path in templates.glob(pattern)}

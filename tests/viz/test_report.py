@@ -349,7 +349,7 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
         learning_rate=lambda epoch: 0.01,
         folder=tmp_path,
         device=torch.device("cpu"),
-        options=LoopOptions(epochs=2, tensorboard=False),
+        options=LoopOptions(epochs=2, loggers=()),
         evaluate=lambda: {"heldout_loss": 0.5},
     )
     charts = report_data(read_run(tmp_path))["charts"]

@@ -190,6 +190,10 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
             f"one {last.path} ({last.cause}); {self._remedy()}"
         )
 
+    def load(self, index: int, rng: np.random.Generator) -> SampleT:
+        """The sample of a record, without a replacement; raises VideoReadError or ShortVideoError."""
+        return self._load(index, rng)
+
     def collate(self, samples: Sequence[SampleT], memory: SharedClips | None = None) -> BatchT:
         """Collate samples; clips are copied once, into ``memory`` if given."""
         return self._batch(

@@ -1,8 +1,12 @@
 """Sample videos with several independent factors: one handwritten digit that moves over a cloudy background.
 
 A clip has one label per factor. All labels are drawn independently, and every other choice is random. Motion,
-speed and the direction of time leave no trace in a single frame: position (on a torus), angle and size within
-a scale are uniform at each instant for every motion, and so is the phase of the brightness.
+speed and the direction of time leave no trace in a single frame: position (in a square around the middle of
+the frame), angle and size within a scale are uniform at each instant for every motion, and so is the phase of
+the brightness. What leaves its range starts over at the other end.
+
+All factors are readable from a clip of 32x32 pixels: digits have 0.56 to 0.89 of the height of the frame, and
+they are brighter than the background.
 
 The digits are the 1,797 pictures of the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin
 and C. Kaynak, 1998, UCI Machine Learning Repository, https://doi.org/10.24432/C50P49, CC BY 4.0), stored in
@@ -21,6 +25,8 @@ import numpy as np
 
 from videomaskfeat.data.sample_scenes import (
     MOTIONS,
+    SIZE_PHASES_PER_SECOND,
+    SPEED,
     TEXTURE_SIDE,
     TURNS_PER_SECOND,
     Scene,
@@ -33,17 +39,19 @@ from videomaskfeat.io import whole_file
 from videomaskfeat.mp4 import write_mp4
 
 _FACTORS = 5  # tag of the random streams of these videos; sample.py and sample_images.py use others
-SCALES = {"small": 0.19, "medium": 0.265, "large": 0.365}  # smallest radius, in sides of the frame
-LARGEST_GROWTH = 1.35  # of the radius within a scale; the scales do not overlap
-SPEEDS = {"slow": 0.5, "medium": 1.0, "fast": 1.8}  # relative to the motions of the classified videos
+SCALES = {"small": 0.31, "medium": 0.366, "large": 0.432}  # smallest radius, in sides of the frame
+LARGEST_GROWTH = 1.14  # of the radius within a scale; the scales do not overlap
+ROOM = 0.24  # side of the square of the digit's centers, in sides of the frame: little of a digit is cut off
+SPEEDS = {"slow": 0.6, "medium": 1.0, "fast": 1.6}  # relative to PASSES_PER_SECOND
+PASSES_PER_SECOND = 1.0  # through the range of position, angle or size, for steady motions
 _PACE_JITTER = 0.1
 COLORS = {
-    "red": (235, 50, 50),
-    "yellow": (235, 225, 50),
-    "green": (50, 215, 50),
-    "cyan": (50, 220, 225),
-    "blue": (60, 70, 240),
-    "magenta": (225, 50, 225),
+    "red": (255, 150, 150),
+    "yellow": (250, 250, 140),
+    "green": (150, 255, 150),
+    "cyan": (140, 250, 250),
+    "blue": (150, 160, 255),
+    "magenta": (255, 150, 255),
 }
 POSITIONS = ("upper left", "upper right", "lower left", "lower right")
 # Brightness jumps up and fades, or the same played backward.
@@ -58,11 +66,10 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "time": DIRECTIONS,
 }
 """Class names of each factor, indexed by label."""
-_LARGEST_LEAN = 20.0  # degrees to either side: a 6 stays different from a 9
-_LEANS_PER_SECOND = 0.9  # passes of a turning digit through that range, after which it starts over
+_LARGEST_LEAN = 15.0  # degrees to either side: a 6 stays different from a 9
 _PULSE_SECONDS = 0.6
-_DARKEST = 0.5  # relative brightness at the end of a fade
-_GLYPH_SIDE = 50  # of the sprite's 64 pixels
+_DARKEST = 0.65  # relative brightness at the end of a fade
+_GLYPH_SIDE = 58  # of the sprite's 64 pixels
 _HELD_OUT_DIGITS = 5  # one digit in five is only in the videos of val and test
 
 
@@ -78,7 +85,7 @@ class FactorScene:
 
     Attributes:
         scene: the background and one sprite.
-        brightness: factor on the colors of the sprite, float [T] in 0.5..1.
+        brightness: factor on the colors of the sprite, float [T] in 0.65..1.
     """
 
     scene: Scene
@@ -113,9 +120,9 @@ def factor_scene(
     rng = np.random.default_rng([_FACTORS, seed, number, 1])
     seconds = np.arange(frames) / fps
     centers, turns, radii = _draw_path(names, rng, seconds)
-    direction, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.25) * size
-    background = draw_background(rng, size)
-    shade = 0.7 + 0.3 * draw_pattern(rng)  # [64, 64, 1]
+    direction, drift = rng.uniform(0, 2 * np.pi), rng.uniform(0, 0.1) * size
+    background = draw_background(rng, size, brightness=(15, 40), contrast=40, clouds=3, grain=0)
+    shade = 0.9 + 0.1 * draw_pattern(rng)  # [64, 64, 1]
     sprite = Sprite(
         motion=names["motion"],
         texture=np.rint(shade * np.array(COLORS[names["color"]])).astype(np.uint8),
@@ -138,12 +145,15 @@ def _draw_path(
     pace = SPEEDS[names["speed"]] * rng.uniform(1 - _PACE_JITTER, 1 + _PACE_JITTER)
     motion, phase = MOTIONS[names["motion"]], float(rng.random())
     offsets = motion(pace * seconds, phase)  # [T, 4]
-    middle = motion(pace * seconds[-1:] / 2, phase)[0, :2]  # the position is the quadrant at this moment
+    offsets *= PASSES_PER_SECOND / np.array([SPEED, SPEED, TURNS_PER_SECOND, SIZE_PHASES_PER_SECOND])
+    # The position is the quadrant at this moment.
+    middle = motion(pace * seconds[-1:] / 2, phase)[0, :2] * PASSES_PER_SECOND / SPEED
     quadrant = np.array([names["position"].endswith("right"), names["position"].startswith("lower")])
     start = (rng.random(2) + quadrant) / 2 - middle
-    lean = 2 * ((rng.random() + offsets[:, 2] * _LEANS_PER_SECOND / TURNS_PER_SECOND) % 1.0) - 1
+    centers = 0.5 + ROOM * ((start + offsets[:, :2]) % 1.0 - 0.5)
+    lean = 2 * ((rng.random() + offsets[:, 2]) % 1.0) - 1
     radii = SCALES[names["scale"]] * LARGEST_GROWTH ** ((rng.random() + offsets[:, 3]) % 1.0)
-    return (start + offsets[:, :2]) % 1.0, _LARGEST_LEAN / 360 * lean, radii
+    return centers, _LARGEST_LEAN / 360 * lean, radii
 
 
 def _draw_digit(label: int, rng: np.random.Generator, *, held_out: bool) -> np.ndarray:

@@ -204,17 +204,33 @@ def _smooth_noise(rng: np.random.Generator, side: int, cells: int) -> np.ndarray
     return fine[margin : margin + side, margin : margin + side]
 
 
-def draw_background(rng: np.random.Generator, size: int) -> np.ndarray:
+def draw_background(
+    rng: np.random.Generator,
+    size: int,
+    *,
+    brightness: tuple[float, float] = (80, 150),
+    contrast: float = 160,
+    clouds: int = 5,
+    grain: float = 20,
+) -> np.ndarray:
     """Clouds and fine noise around a random color, uint8 [size, size, 3].
 
     The contrast is high enough for gradients to survive compression: HOG is normalized per cell, so in a
     fainter background it would be unpredictable noise.
+
+    Args:
+        rng: source of randomness.
+        size: height and width in pixels.
+        brightness: range of each channel of the color, in 0..255.
+        contrast: range of the clouds, in levels.
+        clouds: number of clouds per side.
+        grain: range of the fine noise, in levels.
     """
-    color = rng.uniform(80, 150, size=3).astype(np.float32)
-    clouds = _smooth_noise(rng, size, 5) - 0.5
+    color = rng.uniform(*brightness, size=3).astype(np.float32)
+    cloudy = _smooth_noise(rng, size, clouds) - 0.5
     fine = _smooth_noise(rng, size, 14) - 0.5
     tint = rng.uniform(0.6, 1.0, size=3).astype(np.float32)
-    picture = color + (160 * clouds + 20 * fine)[..., None] * tint
+    picture = color + (contrast * cloudy + grain * fine)[..., None] * tint
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 

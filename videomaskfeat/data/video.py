@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from videomaskfeat.data.frames import FrameFolderReader, ImageReader, is_picture
 from videomaskfeat.data.packet_index import average_rate
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, check_name
+from videomaskfeat.plugins import import_class, is_plugin
 
 
 class InexactIndexError(Exception):
@@ -140,15 +142,18 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
         path: a video file, opened through the path manager; a folder with one picture per frame; or a picture
             (by its extension), which is a video of one frame.
         reader: ``decord``, ``pyav``, or ``auto``: decord, and PyAV if decord is not installed or fails on the
-            file. PyAV also reads the files that decord indexes inexactly.
+            file. PyAV also reads the files that decord indexes inexactly. Or a plug-in
+            ``package.module:Class``, a `VideoReader` that is called with the path, also of a folder.
         threads: decoding threads. 1 suits loader workers, which are processes already; 0 uses all cores.
 
     Raises:
         VideoReadError: the file cannot be read; see its ``cause``.
         UserError: ``reader`` is unknown or not installed.
     """
-    check_name("reader", reader, READERS)
     local = io.local_path(path)
+    if is_plugin(reader):
+        return _open_in_plugin(reader, local)
+    check_name("reader", reader, READERS)
     if os.path.isdir(local):
         return FrameFolderReader(local)
     if is_picture(local):
@@ -169,6 +174,16 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
                     "reader 'decord' is not installed; pip install decord, or use 'pyav'"
                 ) from error
     return PyAvReader(local, threads=threads)
+
+
+def _open_in_plugin(reader: str, path: str) -> VideoReader:
+    build: Any = import_class("reader", reader, VideoReader)
+    try:
+        return build(path)
+    except (VideoReadError, UserError, RunFailed):
+        raise
+    except Exception as error:  # the user's own code can raise anything
+        raise PlugInFailed(f"reader {reader!r} failed on {path}: {type(error).__name__}: {error}") from error
 
 
 def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:

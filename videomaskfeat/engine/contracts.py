@@ -109,8 +109,8 @@ class LoopOptions:
     """Steps between evaluations; 0: only at the end, where there is always one."""
     unit: str = "samples"
     """Name of the samples on the console."""
-    tensorboard: bool = True
-    """Whether to write TensorBoard curves."""
+    loggers: tuple[str, ...] = ("tensorboard",)
+    """Loggers of metrics besides metrics.jsonl; see ``open_logger``."""
     seconds_between_lines: float = 5.0
     """Interval of the progress lines."""
 

@@ -9,7 +9,8 @@ import resource
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
@@ -23,8 +24,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressC
 from rich.text import Text
 
 from videomaskfeat.durations import TimeLeft, duration_text
-from videomaskfeat.errors import RunFailed
+from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
 from videomaskfeat.io import is_file, make_folder, open_file, whole_file, write_failed
+from videomaskfeat.plugins import find_class
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +36,44 @@ Record = Mapping[str, float | int | str | None]
 _PACKAGE = "videomaskfeat"
 
 
+class StepLogger(ABC):
+    """Receives the record of each step on the first rank, besides metrics.jsonl.
+
+    Args:
+        folder: the run folder.
+        first_step: step of the checkpoint that the run resumes from; 0: a new run. Records of later steps
+            that were written before are repeated.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        self.folder, self.first_step = folder, first_step
+
+    @abstractmethod
+    def write(self, record: Record, step: int) -> None:
+        """Log the record of a step."""
+
+    def close(self) -> None:  # noqa: B027 - most loggers write at once
+        """Called at the end of the run, also after an error."""
+
+
+def open_logger(name: str, folder: Path, first_step: int) -> StepLogger:
+    """Open a logger of ``run.loggers``: a key of :data:`LOGGERS`, or a plug-in ``package.module:Class``.
+
+    Raises:
+        UserError: the name is unknown, or the plug-in cannot be imported or is no :class:`StepLogger`.
+        PlugInFailed: the plug-in raised an error.
+    """
+    build = find_class("run.loggers", name, LOGGERS, StepLogger)
+    try:
+        return build(folder, first_step)
+    except (UserError, RunFailed, OSError):
+        raise
+    except Exception as error:  # the user's own code can raise anything
+        raise PlugInFailed(f"run.loggers {name!r} failed: {type(error).__name__}: {error}") from error
+
+
 class RunLog:
-    """Writes the record of each step to files, TensorBoard and the console.
+    """Writes the record of each step to files, loggers and the console.
 
     ``metrics.jsonl`` has each step exactly once: a resumed run drops the lines after its checkpoint, since
     their steps are repeated. ``log.txt`` has every message of the package and regular progress lines. A
@@ -47,7 +85,7 @@ class RunLog:
         total_steps: steps of the whole run.
         unit: name of the samples on the console.
         seconds_between_lines: interval of the progress lines.
-        tensorboard: whether to write ``tensorboard/``.
+        loggers: names of loggers, see :func:`open_logger`.
         terminal: whether to show the bar; None: if stderr is a terminal.
     """
 
@@ -59,7 +97,7 @@ class RunLog:
         total_steps: int,
         unit: str = "samples",
         seconds_between_lines: float = 5.0,
-        tensorboard: bool = True,
+        loggers: Sequence[str] = ("tensorboard",),
         terminal: bool | None = None,
     ) -> None:
         self._folder = folder = Path(folder)
@@ -72,9 +110,9 @@ class RunLog:
         self._metrics = self._open.enter_context(open_file(folder / "metrics.jsonl", "a"))
         self._text = self._open.enter_context(open_file(folder / "log.txt", "a"))
         _attach(self._open, _TextHandler(self._text))
-        self._board: _Board | None = None
-        if tensorboard:
-            self._board = self._open.enter_context(closing(_Board(folder / "tensorboard", first_step)))
+        self._loggers = [
+            self._open.enter_context(closing(open_logger(name, folder, first_step))) for name in loggers
+        ]
         show_bar = sys.stderr.isatty() if terminal is None else terminal
         self._bar = _Bar(first_step, total_steps, self._open) if show_bar else None
         self._left = TimeLeft()
@@ -114,8 +152,8 @@ class RunLog:
         self._metrics.write(simplejson.dumps(dict(record), ignore_nan=True) + "\n")
         self._metrics.flush()
         step = int(record["step"] or 0)
-        if self._board is not None:
-            self._board.write(record, step)
+        for one in self._loggers:
+            one.write(record, step)
         now = time.perf_counter()
         seconds = now - self._last_write
         own = record.get("step_ms")
@@ -233,8 +271,8 @@ def _attach(stack: ExitStack, handler: logging.Handler) -> None:
     package.setLevel(logging.INFO)
 
 
-class _Board:
-    """A TensorBoard file of scalars, which hides the points after ``first_step`` of an interrupted run.
+class TensorBoard(StepLogger):
+    """A file of scalars in ``tensorboard/``; it hides the points after ``first_step`` of an interrupted run.
 
     It writes at once and in this thread. On a full disk the thread of torch's SummaryWriter prints a
     traceback, and the run gets the error some steps later.
@@ -246,11 +284,12 @@ class _Board:
         from tensorboard.compat.proto.summary_pb2 import Summary
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        make_folder(folder)
+        super().__init__(folder, first_step)
+        make_folder(folder / "tensorboard")
         name = (
             f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_BOARDS)}"
         )
-        self._file = RecordWriter(open_file(folder / name, "wb"))
+        self._file = RecordWriter(open_file(folder / "tensorboard" / name, "wb"))
         self._event, self._summary = Event, Summary
         self._add(file_version="brain.Event:2")
         if first_step:
@@ -273,3 +312,6 @@ class _Board:
 
 
 _BOARDS = itertools.count()  # event files of this process
+
+LOGGERS: dict[str, str] = {"tensorboard": "videomaskfeat.engine.log:TensorBoard"}
+"""Loggers by name in ``run.loggers``, as "module:class"."""

@@ -497,5 +497,5 @@ def _open_log(run: _Run[Any], folder: str | os.PathLike[str]) -> RunLog | nullco
         total_steps=run.total_steps,
         unit=run.options.unit,
         seconds_between_lines=run.options.seconds_between_lines,
-        tensorboard=run.options.tensorboard,
+        loggers=run.options.loggers,
     )

@@ -263,3 +263,28 @@ def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.S
     if not 0 <= momentum < 1:
         raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
     return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
+
+
+def lars(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:
+    """LARS (arXiv 1708.03888), of the package pytorch_optimizer: BYOL's optimizer.
+
+    SGD in which the gradient g and the weight decay c of a matrix w are multiplied by
+    0.001 |w| / (|g| + c |w|); vectors, such as biases and norms, have neither this factor nor a decay.
+
+    Args:
+        groups: from :func:`parameter_groups`.
+        momentum: 0..1, not Nesterov's.
+
+    Raises:
+        UserError: the momentum is out of range, or the package is not installed.
+    """
+    if not 0 <= momentum < 1:
+        raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
+    try:
+        from pytorch_optimizer import LARS
+    except ImportError as error:
+        raise UserError(
+            "optim.optimizer lars: the package pytorch_optimizer is not installed; "
+            "pip install 'videomaskfeat[lars]', or use adamw"
+        ) from error
+    return cast(torch.optim.Optimizer, LARS(groups, momentum=momentum, trust_coefficient=0.001))

@@ -28,6 +28,7 @@ from videomaskfeat.engine.optim import (
     WarmupCosine,
     WarmupSteps,
     adamw,
+    lars,
     layers_behind,
     parameter_groups,
     sgd,
@@ -469,6 +470,7 @@ class Run(ABC):
             milestone_every=round(run.checkpoint_epochs * self._steps_per_epoch),
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
+            loggers=tuple(run.loggers),
         )
 
     def _plan_of_training(self) -> list[str]:
@@ -592,7 +594,7 @@ def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.op
     """The optimizer of a config's section ``optim`` for the model's parameter groups.
 
     Raises:
-        UserError: betas or momentum are out of range.
+        UserError: betas or momentum are out of range, or the package of LARS is not installed.
     """
     name = getattr(optim, "optimizer", "adamw")
     groups = parameter_groups(
@@ -602,6 +604,8 @@ def build_optimizer(optim: Any, model: nn.Module, *, base_lr: float) -> torch.op
         layer_decay=optim.layer_decay,
         layers=layers_behind(model) if optim.layer_decay != 1 else None,
     )
+    if name == "lars":
+        return lars(groups, momentum=optim.momentum)
     if name == "sgd":
         return sgd(groups, momentum=optim.momentum)
     return adamw(groups, betas=(optim.betas[0], optim.betas[1]))

@@ -6,7 +6,6 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import torch
@@ -280,4 +279,4 @@ def load_encoder(
 def load_network(weights: str | os.PathLike[str], machine: Machine) -> Encoder:
     """Load a model onto the device of a machine, and check device and precision before."""
     _ = machine.bf16  # raises if device or precision are wrong
-    return cast(Encoder, load_model(weights, device=machine.torch_device))
+    return load_model(weights, device=machine.torch_device)

@@ -18,6 +18,7 @@ from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.io import free_name, make_folder
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.recipe import PretrainRecipe, denormalize
 from videomaskfeat.targets import TARGETS, build_target
 from videomaskfeat.targets.hog import HogTarget
@@ -109,7 +110,7 @@ def explain_undrawable(recipe: PretrainRecipe) -> str | None:
     """Why the predictions of a recipe cannot be drawn; None if they can."""
     if recipe.method != "masked":
         return f"method {recipe.method!r} predicts nothing that can be drawn"
-    if recipe.target not in TARGETS:
+    if recipe.target not in TARGETS and not is_plugin(recipe.target):
         return str(unknown_name("target", recipe.target, TARGETS))
     if recipe.target not in DRAWN:
         return f"target {recipe.target!r} cannot be drawn; only {' and '.join(DRAWN)} can"

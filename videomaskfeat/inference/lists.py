@@ -70,7 +70,7 @@ def resolve_class_names(
     Raises:
         UserError: the number of classes or a name differs.
     """
-    path = choice.class_names or class_names_beside(list_path)
+    path = choice.class_names or class_names_beside(list_path, choice.format)
     names = read_class_names(path) if path else tuple(known)
     if not path or not names:
         return names

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +15,8 @@ from videomaskfeat.ava import AVA_ACTIONS, VideoNames, read_detections
 from videomaskfeat.data.ava import KeyClip
 from videomaskfeat.data.ava_lists import detected_key_frames
 from videomaskfeat.data.ava_sources import find_start, is_inside, parse_clip_name
-from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, nearest
+from videomaskfeat.errors import PlugInFailed, RunFailed, UserError
+from videomaskfeat.plugins import import_plugin
 
 _NAMED_VIDEOS = 5  # number of videos in a message
 Persons = tuple[np.ndarray, np.ndarray]
@@ -187,19 +186,7 @@ def load_box_detector(name: str, options: Mapping[str, Any] | None = None) -> Bo
             not callable.
         PlugInFailed: the class or function raised an error.
     """
-    module_name, colon, attribute = name.partition(":")
-    if not colon or not module_name or not attribute:
-        raise UserError(
-            f"detector {name!r}: must have the form package.module:name, such as my_boxes:find_persons"
-        )
-    detector: Any = _import_module(module_name, name)
-    for part in attribute.split("."):
-        if not hasattr(detector, part):
-            known = [word for word in vars(detector) if not word.startswith("_")]
-            raise UserError(
-                f"detector {name!r}: {module_name} has no {attribute}{nearest(part, known)}; {_CONTRACT}"
-            )
-        detector = getattr(detector, part)
+    detector = import_plugin("detector", name, example="my_boxes:find_persons", rule=_CONTRACT)
     if callable(detector) and (inspect.isclass(detector) or options):
         detector = _build_detector(detector, dict(options or {}), name)
     if not callable(detector):
@@ -244,33 +231,6 @@ def find_boxes(
         raise UserError(f"detector {name!r} returned {count} for {len(frames)} frames; {_CONTRACT}")
     height, width = frames.shape[1:3]
     return [_check_output(rows, height, width, name, score_threshold) for rows in outputs]
-
-
-def _import_module(module_name: str, name: str) -> Any:
-    folder = os.getcwd()
-    added = folder not in sys.path and "" not in sys.path
-    if added:  # `python -m` searches the current folder, an installed command does not
-        sys.path.insert(0, folder)
-    try:
-        return importlib.import_module(module_name)
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        names = module_name.split(".")
-        if error.name in {".".join(names[: count + 1]) for count in range(len(names))}:
-            raise UserError(
-                f"detector {name!r}: there is no module {error.name}, neither installed nor in {folder}"
-            ) from error
-        raise UserError(
-            f"detector {name!r}: {module_name} needs the module {error.name}, which is not installed"
-        ) from error
-    except Exception as error:  # the user's own module can raise anything
-        raise UserError(
-            f"detector {name!r}: importing {module_name} failed: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        if added:
-            sys.path.remove(folder)
 
 
 def _build_detector(builder: Any, options: dict[str, Any], name: str) -> Any:

@@ -149,11 +149,14 @@ def _check_supported(model: nn.Module) -> Encoder:
             f"cannot export a {type(model).__name__} to PySlowFast, which has MViT and ViT models only"
         )
     if isinstance(model, ViT) and (
-        model.fixed_positions or model.rel_pos_bias is not None or "blocks.0.gamma_1" in model.state_dict()
+        model.fixed_positions
+        or model.rotary
+        or model.rel_pos_bias is not None
+        or "blocks.0.gamma_1" in model.state_dict()
     ):
         raise UserError(
-            "cannot export absolute_positions 'sincos', layer_scale or relative_bias to PySlowFast; use a "
-            "ViT with learned positions and without layer scale"
+            "cannot export absolute_positions 'sincos', layer_scale, relative_bias or rotary to PySlowFast; "
+            "use a ViT with learned positions and without layer scale"
         )
     if isinstance(model, MAE) and (
         model.decoder_pos_embed is None or model.decoder_width // model.decoder_heads != _DECODER_HEAD_WIDTH

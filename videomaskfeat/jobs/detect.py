@@ -43,7 +43,7 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
-from videomaskfeat.models.zoo import DETECTOR, MODELS
+from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import (
     DETECT_KEY,
     ClipRecipe,
@@ -85,7 +85,9 @@ class DetectRun(Run):
         self.loss = build_loss(config, self.lists, device)
         model, self.load_report = build_detector(config, self.lists.classes)
         if self.load_report is not None:
-            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
+            self.load_warning = compare_levels(
+                config.model.weights, self.recipe.clip, self.load_report.normalization
+            )
         self.loader = training_loader(config, self.lists.train)
         self.counter = FailureCounter(
             len(self.loader.dataset),
@@ -342,7 +344,8 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         UserError: the name or an argument is unknown, the model is no detector, or the weights do not fit.
     """
     clip, keys = config.clip, config.model
-    if keys.name in MODELS and MODELS[keys.name].classes[0] != DETECTOR:
+    full_name = with_default_head(keys.name, "detector")
+    if not issubclass(named_model(full_name).build, Detector):
         known = [name for name, named in MODELS.items() if named.classes[0] == DETECTOR]
         raise UserError(
             f"model.name {keys.name!r} is not a detector of actions; use one of {', '.join(known)}"
@@ -355,7 +358,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
         "head_scale": keys.head_scale,
         "checkpoint_blocks": config.run.activation_checkpointing,
     }
-    model = create_model_from(keys.name, {**arguments, **keys.arguments})
+    model = create_model_from(full_name, {**arguments, **keys.arguments})
     assert isinstance(model, Detector)
     if not keys.weights:
         return model, None

@@ -340,7 +340,7 @@ def _load_subject(weights: str | os.PathLike[str], *, part: str, input: str) -> 
             f"{os.fspath(weights)} contains weights without a recipe, so the normalization of pixels is "
             "unknown; use --input float, and normalize clips as in training"
         )
-    model = cast(Encoder, load_model(weights))
+    model = load_model(weights)
     recipe = read_testing_recipe(weights) if texts else None
     size = _clip_size(model, recipe)
     grid = model.output_grid(size)
@@ -397,7 +397,7 @@ def _write(
     """Write the file and read it again; returns the function from inputs to outputs of the file."""
     if format == "safetensors":
         save_weights(path, subject.extract_part(), metadata=metadata)
-        return dataclasses.replace(subject, model=cast(Encoder, load_model(path))).build_graph().run
+        return dataclasses.replace(subject, model=load_model(path)).build_graph().run
     if format == "slowfast":
         return _write_slowfast(path, subject)
     name, arguments = _created_as(subject.model)

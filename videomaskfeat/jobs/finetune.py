@@ -42,6 +42,7 @@ from videomaskfeat.metrics.accuracy import accuracy, confusion_matrix
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
@@ -72,7 +73,9 @@ class FinetuneRun(Run):
         self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
         model, self.load_report = build_classifier(config, self.lists.classes)
         if self.load_report is not None:
-            self.load_warning = compare_levels(config.model.weights, self.recipe.clip)
+            self.load_warning = compare_levels(
+                config.model.weights, self.recipe.clip, self.load_report.normalization
+            )
         self.loader = training_loader(config, self.lists)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
@@ -226,7 +229,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     """
     data = config.data
     same_lists = check_lists(data.train, data.validation)
-    names_path = data.class_names or class_names_beside(data.train)
+    names_path = data.class_names or class_names_beside(data.train, data.format)
     names = read_class_names(names_path) if names_path else ()
     choice = ListChoice(
         format=data.format,
@@ -293,7 +296,8 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     }
     if keys.head:
         arguments["head"] = keys.head
-    model = create_model_from(keys.name, {**arguments, **keys.arguments})
+    name = with_default_head(keys.name, "classifier")
+    model = create_model_from(name, {**arguments, **keys.arguments})
     return model, load_pretrained(model, keys) if keys.weights else None
 
 

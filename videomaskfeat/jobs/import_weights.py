@@ -1,4 +1,4 @@
-"""``import-slowfast``: convert a PySlowFast YAML and checkpoint to a weights file and a config."""
+"""``import-slowfast`` and ``import-weights``: from other checkpoints to a weights file and a config."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from torch import nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
+from videomaskfeat.interop.formats import Converted
+from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.models.weights import build_converted, convert_weights, save_weights, weights_file
+from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -33,12 +35,12 @@ _OTHER_KEYS = ("clip_size", "classes", "head", "drop_path", "dropout", "head_sca
 
 
 @dataclass(frozen=True)
-class SlowFastImport:
+class WeightsImport:
     """The result of an import.
 
     Attributes:
         weights: the safetensors file.
-        config: the config file.
+        config: the config file; None for an image classifier, since classifiers are trained on videos.
         kind: kind of the model.
         table: how each weight of the checkpoint is used.
         ignored_keys: keys of the YAML that do not affect the model, its clips and its testing.
@@ -46,7 +48,7 @@ class SlowFastImport:
     """
 
     weights: Path
-    config: Path
+    config: Path | None
     kind: str
     table: str
     ignored_keys: tuple[str, ...]
@@ -62,7 +64,8 @@ class SlowFastImport:
         if sections:
             lines.append("ignored keys, which do not affect the model:")
             lines += [f"  {section:12s} {', '.join(keys)}" for section, keys in sections.items()]
-        return "\n".join([*lines, *self.notes, f"weights  {self.weights}", f"config   {self.config}"])
+        lines += [*self.notes, f"weights  {self.weights}"]
+        return "\n".join([*lines, f"config   {self.config}"] if self.config else lines)
 
 
 def import_slowfast(
@@ -72,7 +75,7 @@ def import_slowfast(
     *,
     class_names: str | os.PathLike[str] | None = None,
     weights_key: str = "",
-) -> SlowFastImport:
+) -> WeightsImport:
     """Write ``weights.safetensors``, ``config.yaml`` and ``import.json`` into a folder.
 
     The weights file contains the recipe (how videos are cut, normalized and scored), so ``evaluate``,
@@ -91,26 +94,17 @@ def import_slowfast(
         UserError: as :func:`~videomaskfeat.interop.load_slowfast`; the testing is not supported, the folder
             already has an import, or the number of class names is wrong.
     """
-    folder = Path(out)
-    weights, config_file = folder / "weights.safetensors", folder / "config.yaml"
-    for path in (weights, config_file):
-        if exists(path):
-            raise UserError(f"{path} exists already; give another folder, or remove it")
+    folder, weights = _new_folder(out)
     source = os.fspath(config_path)
     imported = load_slowfast(config_path, checkpoint_path, weights_key=weights_key)
     config, metadata = _build_config(source, imported, weights, class_names)
     notes = _flip_channels(imported) + _note_views(imported)
-    make_folder(folder)
-    save_weights(weights, imported.model, metadata=metadata)
     report = imported.report
     header = [
         f"# {_name_and_arguments(imported.model)[0]}, {report.kind}, from PySlowFast.",
         f"# Source:   {source}, {os.fspath(checkpoint_path)}",
         "# Training: the keys of the YAML are not imported; configs/ has the published recipes.",
     ]
-    keys = yaml.safe_dump(_differences(config), sort_keys=False)
-    with whole_file(config_file) as file:
-        file.write("\n".join([*header, "", keys]))
     facts = {
         "kind": report.kind,
         "config": source,
@@ -119,10 +113,137 @@ def import_slowfast(
         "ignored_keys": report.ignored_keys,
         "notes": notes,
     }
-    write_json(folder / "import.json", facts)
-    return SlowFastImport(
+    config_file = _write(folder, imported.model, metadata, facts, config, header)
+    return WeightsImport(
         weights, config_file, report.kind, report.weights.table(), report.ignored_keys, notes
     )
+
+
+def import_weights(
+    path: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    format: str = "auto",
+    class_names: str | os.PathLike[str] | None = None,
+    weights_key: str = "",
+    **choices: Any,
+) -> WeightsImport:
+    """Write ``weights.safetensors``, ``config.yaml`` and ``import.json`` of another project's weights.
+
+    Args:
+        path: weights file, or a folder of transformers or timm.
+        out: folder to write.
+        format: a name in :data:`~videomaskfeat.interop.other_projects.FORMATS`, or "auto".
+        class_names, weights_key: see :func:`import_slowfast`.
+        choices: see :func:`~videomaskfeat.interop.other_projects.convert`.
+
+    Raises:
+        UserError: the format is not recognized or not supported, the weights do not fit, the folder already
+            has an import, or the number of class names is wrong.
+    """
+    folder, weights = _new_folder(out)
+    source = weights_file(path)
+    converted = convert_weights(source, key=weights_key, format=format, **choices)
+    if converted is None:
+        titles = ", ".join(one.title for one in FORMATS.values() if one.convert is not None)
+        raise UserError(
+            f"{source}: the format of these weights is not recognized; known formats: {titles}. A checkpoint "
+            "of PySlowFast needs its YAML: use `videomaskfeat import-slowfast`. Weights of this package need "
+            "no import"
+        )
+    recipe, classes = converted.recipe, converted.arguments.get("classes")
+    if class_names is not None:
+        names = read_class_names(class_names)
+        if not isinstance(recipe, ClassifyRecipe) or len(names) != classes:
+            raise UserError(
+                f"{os.fspath(class_names)}: {len(names)} class names for {classes or 'no'} classes"
+            )
+        converted = dataclasses.replace(converted, recipe=dataclasses.replace(recipe, class_names=names))
+    model, report = build_converted(source, converted)
+    config = _config_of(converted, weights)
+    notes = tuple(f"not in the file, assumed: {value}" for value in converted.assumed)
+    header = [
+        f"# {converted.name}, from {converted.title}.",
+        f"# Source:   {source}",
+        *(f"# {note}" for note in notes),
+        "# Training: configs/ has the published recipes.",
+    ]
+    facts = {
+        "format": converted.title,
+        "checkpoint": source,
+        "weights": report.to_dict(),
+        "assumed": converted.assumed,
+    }
+    config_file = _write(folder, model, converted.metadata, facts, config, header)
+    return WeightsImport(weights, config_file, converted.title, report.table(), (), notes)
+
+
+def _new_folder(out: str | os.PathLike[str]) -> tuple[Path, Path]:
+    """The folder of an import and its weights file; raises UserError if it already has an import."""
+    folder = Path(out)
+    for path in (folder / "weights.safetensors", folder / "config.yaml"):
+        if exists(path):
+            raise UserError(f"{path} exists already; give another folder, or remove it")
+    return folder, folder / "weights.safetensors"
+
+
+def _write(
+    folder: Path,
+    model: nn.Module,
+    metadata: Mapping[str, str],
+    facts: Mapping[str, Any],
+    config: FinetuneConfig | PretrainConfig | None,
+    header: list[str],
+) -> Path | None:
+    """Write weights, facts and config; returns the path of the config."""
+    make_folder(folder)
+    save_weights(folder / "weights.safetensors", model, metadata=metadata)
+    if config is not None:
+        keys = yaml.safe_dump(_differences(config), sort_keys=False)
+        with whole_file(folder / "config.yaml") as file:
+            file.write("\n".join([*header, "", keys]))
+    write_json(folder / "import.json", facts)
+    return None if config is None else folder / "config.yaml"
+
+
+def _config_of(converted: Converted, weights: Path) -> FinetuneConfig | PretrainConfig | None:
+    """A config that continues with converted weights: pre-training or fine-tuning; None for images."""
+    recipe, arguments = converted.recipe, arguments_of(converted.name, converted.arguments)
+    config: FinetuneConfig | PretrainConfig
+    if isinstance(recipe, PretrainRecipe):
+        config = PretrainConfig()
+        _set_clip_keys(config.clip, recipe.clip)
+        config.mask.kind, config.mask.ratio, config.mask.cell = (
+            recipe.mask.kind,
+            recipe.mask.ratio,
+            list(recipe.mask.cell),
+        )
+        config.target.name, config.target.arguments = recipe.target, dict(recipe.target_arguments)
+        config.model.name, config.model.weights = converted.name, str(weights)
+        config.model.initialization = "slowfast"
+        config.model.arguments = _changed_arguments(
+            converted.name, arguments, ("clip_size", "values_per_token", "checkpoint_blocks")
+        )
+        return config
+    if recipe.clip.frames == 1:
+        return None
+    config = FinetuneConfig()
+    _set_clip_keys(config.clip, recipe.clip)
+    config.clip.sampling = recipe.sampling
+    name = converted.name
+    if name.endswith("_encoder"):
+        name = "vit_b" if name.startswith("vit") else "mvitv2_s"
+        arguments = {
+            key: value for key, value in arguments.items() if key not in ("final_norm", "mean_first")
+        }
+    else:
+        config.data.classes = arguments["classes"]
+        config.model.head = "" if arguments["head"] == arguments_of(name)["head"] else arguments["head"]
+    config.model.name, config.model.weights = name, str(weights)
+    config.model.arguments = _changed_arguments(name, arguments, _OTHER_KEYS)
+    for key in ("views", "crops", "short_side", "average"):
+        setattr(config.evaluate, key, getattr(recipe, key))
+    return config
 
 
 def _build_config(
@@ -229,10 +350,13 @@ def _pixel_arguments(target: PixelTarget) -> dict[str, Any]:
 
 def _set_clip(config: Any, facts: ClipFacts) -> None:
     """Set the keys of a clip that all trainings have."""
-    clip = facts.recipe.clip
+    _set_clip_keys(config, facts.recipe.clip)
+    config.flip = 0.5 if facts.flip else 0.0
+
+
+def _set_clip_keys(config: Any, clip: ClipRecipe) -> None:
     for key in ("frames", "stride", "target_fps", "crop"):
         setattr(config, key, getattr(clip, key))
-    config.flip = 0.5 if facts.flip else 0.0
     config.mean, config.std = (
         list(values) if isinstance(values, tuple) else values for values in (clip.mean, clip.std)
     )

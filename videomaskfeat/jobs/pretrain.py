@@ -54,7 +54,9 @@ class PretrainRun(Run):
         self.method = build_method(config)
         if config.model.weights:
             self.load_report = load_student(self.method.student, self.method.encoder, config.model)
-            self.load_warning = compare_levels(config.model.weights, self.method.recipe.clip)
+            self.load_warning = compare_levels(
+                config.model.weights, self.method.recipe.clip, self.load_report.normalization
+            )
             self.method.follow_loaded_weights()
         self.loader = training_loader(config, self.method)
         self._method_lines = self.method.set_length(self.total_steps)

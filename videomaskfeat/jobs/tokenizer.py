@@ -30,6 +30,7 @@ from videomaskfeat.inference.multiview import hold_videos
 from videomaskfeat.io import file_sha256
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import perplexity
+from videomaskfeat.models import published_vit
 from videomaskfeat.models.perceptual import PerceptualDistance
 from videomaskfeat.models.tokenizers import (
     Codebook,
@@ -260,6 +261,9 @@ def build_tokenizer(config: TokenizerConfig) -> TrainedTokenizer:
 def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
     """The perceptual distance of a frozen encoder; None if the config has no ``perceptual.weights``.
 
+    A file that is not safetensors is a checkpoint of
+    :func:`~videomaskfeat.models.published_vit.load_published_vit`.
+
     Raises:
         UserError: the file is missing, is no model of this framework, or has no such depths.
     """
@@ -271,13 +275,16 @@ def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
                 "file of an encoder"
             )
         return None
+    depths: dict[str, Any] = {"depths": perceptual.depths, "weights": perceptual.depth_weights or None}
+    if not perceptual.weights.endswith(".safetensors"):
+        encoder = published_vit.load_published_vit(perceptual.weights)
+        size = encoder.clip_size[1]
+        return PerceptualDistance(
+            encoder, size=size, mean=published_vit.MEAN, std=published_vit.STD, **depths
+        )
     clip = read_clip_recipe(perceptual.weights)
     return PerceptualDistance(
-        load_model(perceptual.weights),
-        depths=perceptual.depths,
-        size=clip.crop,
-        mean=clip.mean,
-        std=clip.std,
+        load_model(perceptual.weights), size=clip.crop, mean=clip.mean, std=clip.std, **depths
     )
 
 

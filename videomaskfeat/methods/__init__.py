@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from videomaskfeat import import_object, import_submodule
+from videomaskfeat import import_submodule
 from videomaskfeat.methods.method import Method
+from videomaskfeat.plugins import find_class
 
 __getattr__ = partial(import_submodule, __name__)
 
@@ -23,6 +24,9 @@ METHODS: dict[str, str] = {
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method in :data:`METHODS`."""
-    cls: type[Method] = import_object(METHODS[name])
-    return cls
+    """The class of a method in :data:`METHODS`, or of a plug-in ``package.module:Class``.
+
+    Raises:
+        UserError: the name is unknown, or the plug-in cannot be imported or is no :class:`Method`.
+    """
+    return find_class("method.name", name, METHODS, Method)

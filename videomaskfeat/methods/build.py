@@ -15,10 +15,10 @@ from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.run import heldout_loader_options, loader_options
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import EXACT
-from videomaskfeat.methods import METHODS, method_class
+from videomaskfeat.masking import EXACT, is_exact
+from videomaskfeat.methods import method_class
 from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
@@ -26,7 +26,7 @@ from videomaskfeat.models.limits import check_arguments
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.positions import position_channels
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.zoo import MODELS
+from videomaskfeat.models.zoo import MODELS, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
@@ -45,7 +45,6 @@ def build_method(config: PretrainConfig) -> Method:
         UserError: a name or argument is unknown, or the components do not fit each other.
     """
     name, model = config.method.name, config.model
-    check_name("method.name", name, METHODS)
     build = method_class(name)
     arguments = check_arguments(
         "method.arguments", build, config.method.arguments, name=name, supplied=SUPPLIED
@@ -90,6 +89,8 @@ def initial_arguments(config: PretrainConfig) -> dict[str, Any]:
     if initialization is None:
         return {}
     initial: dict[str, Any] = {"initialization": initialization}
+    if initialization == "ibot":
+        initial["interpolation"] = "bicubic"
     if initialization in ("mae", "jepa"):
         positions = "sincos_2d" if config.clip.frames == 1 else "sincos"
         sizes = {**arguments_of(name), **arguments}
@@ -131,6 +132,7 @@ def build_student(
         UserError: the name or an argument is unknown, the model has no predictions, the cubes do not tile the
             clip, the mask grid does not divide the output grid, or the target has another grid.
     """
+    name = with_default_head(name, "maskfeat")
     if name in MODELS and "values_per_token" not in arguments_of(name):
         known = [other for other in MODELS if "values_per_token" in arguments_of(other)]
         raise UserError(
@@ -144,7 +146,7 @@ def build_student(
         "checkpoint_blocks": checkpoint_blocks,
     }
     model = create_model_from(name, {**sizes, **arguments})
-    output = model.output_grid((1, 3, *size))  # type: ignore[operator]
+    output = model.output_grid((1, 3, *size))
     try:
         grid = TokenGrid.from_clip(frames=size[0], height=size[1], width=size[2], stride=target.output_stride)
     except UserError as error:
@@ -157,7 +159,7 @@ def build_student(
             f"{output}; {target.grid_remedy}{grid_argument}"
         )
     check_mask_grid(recipe, output, model=name)
-    if getattr(model, "equal_masks", False) and recipe.mask.kind not in EXACT:
+    if getattr(model, "equal_masks", False) and not is_exact(recipe.mask.kind):
         raise UserError(
             f"mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every clip, and "
             f"{name}, which computes only visible positions, needs that; use one of {', '.join(EXACT)}"
@@ -179,8 +181,7 @@ def build_encoder(
     Raises:
         UserError: the name or an argument is unknown, or the cubes do not tile the clip.
     """
-    check_name("model.name", name, MODELS)
-    encoder_name = MODELS[name].build.encoder_name
+    encoder_name = named_model(name).build.encoder_name
     known = arguments_of(encoder_name)
     own_arguments = {key: value for key, value in arguments_of(name).items() if key in known}
     own_arguments |= {

@@ -70,9 +70,9 @@ class ByolStudent(nn.Module):
 class Byol(PairMethod):
     """Bootstrap your own latent (arXiv 2006.07733) on two clips of each video, at two times.
 
-    The loss is the sum of both directions, 0 to 8. Deviations from the paper: AdamW instead of LARS;
-    for held-out losses the teacher's projector normalizes with the student's running
-    statistics. The student's encoder is saved.
+    The loss is the sum of both directions, 0 to 8. Deviation from the paper: for held-out
+    losses the teacher's projector normalizes with the student's running statistics. The paper's optimizer is
+    LARS (``optim.optimizer: lars``). The student's encoder is saved.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.

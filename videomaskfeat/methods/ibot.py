@@ -76,7 +76,8 @@ class Ibot(PairMethod):
     the teacher's outputs prevent both one dominant prototype and uniform distributions. The teacher's encoder
     is saved.
 
-    Deviations from the published code: the centers average whole optimizer steps instead of micro-batches.
+    Deviations from the published code: the centers average whole optimizer steps instead of micro-batches;
+    the positions of local crops are interpolated without its offset of 0.1 cells.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`; ``ratios`` override the mask

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -15,9 +15,9 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.grid import resize_mask
-from videomaskfeat.losses import masked_l1, masked_smooth_l1
-from videomaskfeat.masking import EXACT
+from videomaskfeat.grid import TokenGrid, resize_mask
+from videomaskfeat.losses import masked_l1, masked_smooth_l1, visible_smooth_l1
+from videomaskfeat.masking import EXACT, is_exact
 from videomaskfeat.methods.method import check_mask_grid
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod
 from videomaskfeat.metrics.accuracy import directions
@@ -33,22 +33,59 @@ PREDICTORS = ("transformer", "mlp")
 CONTEXTS = {"masked": "a mask token at the hidden positions", "visible": "the visible positions only"}
 
 
+class DepthFeatures(nn.Module):
+    """The outputs of several blocks of an encoder, each with a layer norm, side by side (V-JEPA 2.1).
+
+    The last norm is the encoder's own.
+
+    Args:
+        encoder: the encoder, which is not part of this module.
+        depths: numbers of blocks, ascending to the last one.
+    """
+
+    def __init__(self, encoder: Encoder, depths: Sequence[int]) -> None:
+        super().__init__()
+        self.depths = tuple(depths)
+        widths = [encoder.block_widths[depth - 1] for depth in depths[:-1]]
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in widths)
+
+    def forward(self, encoder: Encoder, tokens: Tensor, grid: TokenGrid, at: Tensor | None = None) -> Tensor:
+        """Tokens before the first block -> [B, N', sum of the widths], without class token.
+
+        ``grid`` and ``at``: see :meth:`~videomaskfeat.models.encoder_base.Encoder.run_blocks`.
+        """
+        outputs = encoder.outputs_at(tokens, grid, self.depths, at=at)
+        norms = [*self.norms, encoder.norm]
+        cells = [norm(tokens[:, encoder.prefix :]) for norm, (tokens, _) in zip(norms, outputs, strict=True)]
+        return torch.cat(cells, dim=-1)
+
+
 class LatentStudent(nn.Module):
     """An encoder that sees the masked clip, and a predictor.
 
     Args:
         masked: clips and mask -> features.
         predictor: features of the cells [B, t, h, w, D'] -> predictions of the same shape.
+        depth_features: its input has several depths; None for the last block with the final norm.
     """
 
-    def __init__(self, masked: MaskedEncoder, predictor: nn.Module) -> None:
+    depth_features: DepthFeatures | None
+
+    def __init__(
+        self, masked: MaskedEncoder, predictor: nn.Module, depth_features: DepthFeatures | None = None
+    ) -> None:
         super().__init__()
         self.masked = masked
         self.predictor = predictor
+        self.depth_features = depth_features
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D']."""
-        return self.predictor(self.masked(clips, mask).cells)
+        if self.depth_features is None:
+            return self.predictor(self.masked(clips, mask).cells)
+        encoder = self.masked.encoder
+        cells = self.depth_features(encoder, *self.masked.hide(clips, mask))
+        return self.predictor(cells.unflatten(1, encoder.output_grid(clips.shape).shape))
 
 
 class VisibleStudent(nn.Module):
@@ -57,12 +94,18 @@ class VisibleStudent(nn.Module):
     Args:
         encoder: the encoder.
         predictor: predicts all cells from the visible ones.
+        depth_features: see :class:`LatentStudent`.
     """
 
-    def __init__(self, encoder: ViT, predictor: VisiblePredictor) -> None:
+    depth_features: DepthFeatures | None
+
+    def __init__(
+        self, encoder: ViT, predictor: VisiblePredictor, depth_features: DepthFeatures | None = None
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.predictor = predictor
+        self.depth_features = depth_features
 
     def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
         """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D'].
@@ -73,8 +116,12 @@ class VisibleStudent(nn.Module):
         self.encoder.patch_embed.check(clips)
         grid = self.encoder.token_grid(clips.shape)
         places = visible_places(resize_mask(mask, grid))  # [B, V]
-        tokens = self.encoder.encode_visible(clips, places)  # [B, P+V, D]
-        return self.predictor(tokens[:, self.encoder.prefix :], places, grid)
+        if self.depth_features is None:
+            cells = self.encoder.encode_visible(clips, places)[:, self.encoder.prefix :]  # [B, V, D]
+        else:
+            tokens = self.encoder.place_visible(clips, places)  # [B, P+V, D]
+            cells = self.depth_features(self.encoder, tokens, grid, places)  # [B, V, D']
+        return self.predictor(cells, places, grid)
 
 
 class Latent(TeacherMethod):
@@ -85,12 +132,20 @@ class Latent(TeacherMethod):
     V-JEPA, arXiv 2404.08471: the last block). The student sees mask tokens at the hidden positions
     (data2vec), or the visible positions only (V-JEPA), and a predictor maps its features to the teacher's.
 
-    Deviation from the published code: the last block's output is used without the encoder's final norm.
+    V-JEPA 2.1 (arXiv 2603.14482) predicts the outputs of several blocks instead, each normalized, side by
+    side (``depths``), from those of the student, and adds a loss at visible positions (``visible_weight``)
+    with weight d^(-1/2) at a distance of d cells from the nearest hidden one.
+
+    Deviation from the published code: the teacher's outputs are used without the encoder's learned norms.
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
         encoder: the student's encoder with initial weights.
         blocks: number of the teacher's last blocks to average; all must have the same output size.
+        depths: numbers of blocks, from 1, whose outputs are predicted instead: ascending to the last block,
+            and all with its grid. In V-JEPA 2.1 every fourth of the depth, such as [3, 6, 9, 12].
+        visible_weight: weight of the loss at visible positions; 0.5 in V-JEPA 2.1.
+        visible_ramp: shares of the run, 0..1, between which this weight rises from 0 on a line.
         context: input of the student: "masked" (with mask tokens at the hidden positions) or "visible" (only
             the visible positions; needs a ViT, a transformer as predictor, and a mask of constant size).
         predictor: "transformer" or "mlp".
@@ -119,6 +174,9 @@ class Latent(TeacherMethod):
         encoder: Encoder,
         compiled: bool = False,
         blocks: int = 1,
+        depths: Sequence[int] = (),
+        visible_weight: float = 0.0,
+        visible_ramp: Sequence[float] = (0.05, 0.1),
         context: str = "masked",
         predictor: str = "transformer",
         predictor_width: int = 384,
@@ -137,23 +195,33 @@ class Latent(TeacherMethod):
         if not beta >= 0:
             raise UserError(f"method.arguments.beta {beta:g} must not be negative; 0 is plain L1")
         size = recipe.clip.size
-        width, grid = encoder.out_width, encoder.output_grid(size)
+        grid = encoder.output_grid(size)
         check_mask_grid(recipe, grid)
         check_last_blocks(encoder, blocks, size)
+        self.depths, self.blocks, self.beta = _check_depths(encoder, depths, blocks), blocks, beta
+        self.visible_weight = _visible_weight(visible_weight, visible_ramp)
+        width = sum(encoder.block_widths[depth - 1] for depth in self.depths) or encoder.out_width
         build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
-        sizes: dict[str, Any] = {"depth": predictor_depth, "heads": predictor_heads, "grid": grid}
+        sizes: dict[str, Any] = {
+            "hidden_width": predictor_width,
+            "depth": predictor_depth,
+            "heads": predictor_heads,
+            "grid": grid,
+            "fused_width": encoder.out_width if self.depths else None,
+            "rotary": getattr(encoder, "rotary", False),
+        }
         if predictor == "transformer":
-            build = partial(TransformerPredictor, width, hidden_width=predictor_width, **sizes)
+            build = partial(TransformerPredictor, width, **sizes)
         if context == "visible":
             _check_visible(encoder, predictor, recipe)
-            build = partial(VisiblePredictor, width, hidden_width=predictor_width, **sizes)
+            build = partial(VisiblePredictor, width, predict_visible=visible_weight > 0, **sizes)
         head = build_within_memory(build, "the predictor of method.arguments")
+        depth_features = DepthFeatures(encoder, self.depths) if self.depths else None
         student: nn.Module
         if isinstance(head, VisiblePredictor):
-            student = VisibleStudent(cast(ViT, encoder), head)
+            student = VisibleStudent(cast(ViT, encoder), head, depth_features)
         else:
-            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head)
-        self.blocks, self.beta = blocks, beta
+            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head, depth_features)
         self._example_mask = torch.from_numpy(example)
         super().__init__(
             recipe=recipe,
@@ -190,7 +258,11 @@ class Latent(TeacherMethod):
         else:
             loss = masked_l1(predictions, target, batch.mask)
         rows = {"feature_std": directions(target), "clip_std": directions(target.flatten(1, 3).mean(dim=1))}
-        return Comparison(loss, {}, rows)
+        if self.visible_weight is None:
+            return Comparison(loss, {}, rows)
+        visible = visible_smooth_l1(predictions, target, batch.mask, beta=self.beta)
+        total = loss + self.visible_weight(progress) * visible
+        return Comparison(total, {"hidden_loss": loss, "visible_loss": visible}, rows)
 
     def make_target(self, batch: PretrainBatch) -> Tensor:
         return self.target(self.pixels(batch.clips))
@@ -198,15 +270,53 @@ class Latent(TeacherMethod):
     @torch.no_grad()
     def target(self, pixels: Tensor) -> Tensor:
         """Whole clips float [B, C, T, H, W] -> the teacher's features, float32 [B, t, h, w, D']."""
-        outputs = last_blocks(self.teacher_encoder, pixels, self.blocks)
+        encoder = self.teacher_encoder
+        if self.depths:
+            outputs = encoder.features_at(pixels, self.depths)
+        else:
+            outputs = last_blocks(encoder, pixels, self.blocks)
         normed = [F.layer_norm(output.float(), output.shape[-1:]) for output in outputs]
-        return torch.stack(normed).mean(dim=0)
+        return torch.cat(normed, dim=-1) if self.depths else torch.stack(normed).mean(dim=0)
 
     @property
     def teacher_encoder(self) -> Encoder:
         module = self.teacher.module
         assert isinstance(module, Encoder)
         return module
+
+
+def _check_depths(encoder: Encoder, depths: Sequence[int], blocks: int) -> tuple[int, ...]:
+    """Refuse depths that do not ascend to the last block, or that have other grids than its output."""
+    where, strides = f"method.arguments.depths {list(depths)}", encoder.strides()
+    if depths and blocks != 1:
+        raise UserError(f"{where} and method.arguments.blocks {blocks} exclude each other; remove one")
+    last = len(strides) - 1
+    if depths and (list(depths) != sorted(set(depths)) or depths[0] < 1 or depths[-1] != last):
+        raise UserError(
+            f"{where} must be ascending numbers of blocks from 1 to the last one, {last}, such as "
+            f"[{max(last // 2, 1)}, {last}]"
+        )
+    for depth in depths:
+        if strides[depth] != strides[-1]:
+            first = next(number for number in range(len(strides)) if strides[number] == strides[-1])
+            raise UserError(
+                f"{where}: block {depth} has another grid than the last block; use blocks from {first} on"
+            )
+    return tuple(depths)
+
+
+def _visible_weight(weight: float, ramp: Sequence[float]) -> Callable[[float], float] | None:
+    """Completed share of the run -> weight of the loss at visible positions; None without this loss."""
+    if not weight >= 0:
+        raise UserError(f"method.arguments.visible_weight {weight:g} must not be negative; 0 turns it off")
+    if len(ramp) != 2 or not 0 <= ramp[0] <= ramp[1] <= 1:
+        raise UserError(
+            f"method.arguments.visible_ramp {list(ramp)} must be two shares of the run, ascending in 0..1, "
+            "such as [0.05, 0.1]"
+        )
+    if not weight:
+        return None
+    return lambda progress: float(np.interp(progress, ramp, (0.0, weight)))
 
 
 def _check_visible(encoder: Encoder, predictor: str, recipe: PretrainRecipe) -> None:
@@ -219,7 +329,7 @@ def _check_visible(encoder: Encoder, predictor: str, recipe: PretrainRecipe) -> 
         )
     if predictor != "transformer":
         raise UserError(f"{where} needs method.arguments.predictor 'transformer', not {predictor!r}")
-    if recipe.mask.kind not in EXACT:
+    if not is_exact(recipe.mask.kind):
         raise UserError(
             f"{where}: mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every "
             f"clip; use one of {', '.join(EXACT)}"

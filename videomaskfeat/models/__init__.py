@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 from videomaskfeat import import_submodule
 
 if TYPE_CHECKING:
-    from videomaskfeat.models.zoo import arguments_of, create_model, create_model_from, create_unset
+    from videomaskfeat.models.zoo import (
+        arguments_of,
+        create_model,
+        create_model_from,
+        create_unset,
+        list_models,
+    )
 
-__all__ = ["arguments_of", "create_model", "create_model_from", "create_unset"]
+__all__ = ["arguments_of", "create_model", "create_model_from", "create_unset", "list_models"]
 
 
 def __getattr__(name: str) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, on_grid
-from videomaskfeat.models.heads import LinearHead, check_head_arguments
+from videomaskfeat.models.heads import LinearHead, check_head_arguments, reset_classes
 from videomaskfeat.models.layers import check_positive
 from videomaskfeat.models.roi_align import roi_align
 
@@ -96,6 +96,10 @@ class Detector(Encoder):
             scene = maps.mean(dim=(1, 2, 3))[boxes[:, 0].long()]  # [R, D]
             features = torch.cat([features, scene], dim=1)
         return self.head(features)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a new one for other actions; see ``Classifier``."""
+        reset_classes(self, num_classes)
 
     def maps(self, clips: Tensor) -> Tensor:
         """The encoder's normalized output on its grid, [B, t, h, w, D]."""

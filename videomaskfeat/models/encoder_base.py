@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.initialization import Initialization, draw_token, draw_weights
 from videomaskfeat.models.kernels.dense import linear
@@ -23,6 +23,7 @@ from videomaskfeat.models.positions import (
     TABLES,
     TIME,
     AbsolutePositions,
+    Interpolation,
     fixed_positions,
     joint_positions,
     resize_absolute,
@@ -132,8 +133,10 @@ class Encoder(nn.Module):
         clip_size: native frames, height and width.
         class_token: prepend a learned token (P = 1).
         absolute_positions: "none", "joint" (one table over time and space), "separable" (the sum of two
-            tables), or "sincos" or "sincos_2d" (fixed, without parameters; see
+            tables), or "sincos", "sincos_2d" or "sincos_1d" (fixed, without parameters; see
             :func:`~videomaskfeat.models.positions.fixed_positions`).
+        interpolation: "linear" or "bicubic", of learned positions to other clip sizes; see
+            :func:`~videomaskfeat.models.positions.joint_positions`.
         final_norm: apply a layer norm after the last block.
         mean_first: average pooled features before the final norm instead of after it.
         initialization: method whose initial weights are drawn: "slowfast" (PySlowFast's), or for a ViT
@@ -166,6 +169,7 @@ class Encoder(nn.Module):
         *,
         class_token: bool = True,
         absolute_positions: AbsolutePositions = "none",
+        interpolation: Interpolation = "linear",
         final_norm: bool = True,
         mean_first: bool = False,
         initialization: Initialization = "slowfast",
@@ -174,6 +178,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = checkpoint_blocks
+        check_name("interpolation", interpolation, get_args(Interpolation))
+        self.interpolation: Interpolation = interpolation
         self.final_norm = final_norm
         self.mean_first = mean_first
         self.initialization = initialization
@@ -260,7 +266,7 @@ class Encoder(nn.Module):
 
     def resize_table(self, name: str, table: Tensor) -> Tensor | None:
         """A saved position table in this model's length; None if its original grid is unknown."""
-        return resize_absolute(name, table, self.native_grid, self.prefix)
+        return resize_absolute(name, table, self.native_grid, self.prefix, interpolation=self.interpolation)
 
     def token_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
         """The grid of cubes of a clip whose shape ends in (T, H, W).
@@ -284,7 +290,18 @@ class Encoder(nn.Module):
         return strides
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips float [B, C, T, H, W], normalized -> tokens [B, P+N', D'] on :meth:`output_grid`."""
+        """Clips float [B, C, T, H, W], normalized -> :meth:`forward_features`."""
+        return self.forward_features(clips)
+
+    def forward_features(self, clips: Tensor) -> Tensor:
+        """Tokens after the final norm, the class token first if there is one (the name of timm).
+
+        Args:
+            clips: float [B, C, T, H, W], normalized.
+
+        Returns:
+            [B, P+N', D']; the N' tokens are on :meth:`output_grid`.
+        """
         return self.norm(self.through_blocks(*self.patch_embed(as_clips(clips)))[0])
 
     def features(self, clips: Tensor, *, depth: int | None = None, pooled: bool = True) -> Tensor:
@@ -301,14 +318,37 @@ class Encoder(nn.Module):
         Raises:
             UserError: no such depth, or the clip is not a multiple of the cube.
         """
-        if depth is not None and not 1 <= depth <= len(self.blocks):
-            raise UserError(f"depth {depth}: the encoder has blocks 1..{len(self.blocks)}")
+        if depth is not None:
+            self._check_depths([depth])
         tokens, grid = self.through_blocks(*self.patch_embed(as_clips(clips)), depth=depth)
         tokens = on_grid(tokens, grid)  # [B, N', D']
         if pooled:
             return tokens.mean(dim=1) if depth is not None else self.pool(tokens)
         tokens = tokens if depth is not None else self.norm(tokens)
         return tokens.unflatten(1, grid.shape)  # [B, t, h, w, D']
+
+    def features_at(self, clips: Tensor, depths: Sequence[int]) -> list[Tensor]:
+        """The grids of :meth:`features` after several blocks, in one pass.
+
+        Args:
+            clips: float [B, C, T, H, W], normalized.
+            depths: numbers of blocks, each 1..number of blocks, at least one.
+
+        Returns:
+            [B, t, h, w, D'] per depth; models with pooling have several grids and widths.
+
+        Raises:
+            UserError: as :meth:`features`.
+        """
+        self._check_depths(depths)
+        tokens, grid = self.patch_embed(as_clips(clips))
+        outputs = self.outputs_at(self.placed(tokens, grid), grid, depths)
+        return [on_grid(tokens, grid).unflatten(1, grid.shape) for tokens, grid in outputs]
+
+    def _check_depths(self, depths: Sequence[int]) -> None:
+        for depth in depths:
+            if not 1 <= depth <= len(self.blocks):
+                raise UserError(f"depth {depth}: the encoder has blocks 1..{len(self.blocks)}")
 
     def pool(self, tokens: Tensor) -> Tensor:
         """The last block's tokens [B, N, D] -> normalized and averaged [B, D]."""
@@ -344,15 +384,33 @@ class Encoder(nn.Module):
         return tokens + positions
 
     def run_blocks(
-        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None
+        self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None, at: Tensor | None = None
     ) -> tuple[Tensor, TokenGrid]:
-        """Tokens [B, P+N, D] of :meth:`placed` through the first ``depth`` blocks -> [B, P+N', D'], grid."""
+        """Tokens [B, P+N, D] of :meth:`placed` through the first ``depth`` blocks -> [B, P+N', D'], grid.
+
+        ``at``: see :meth:`placed`; only blocks of a ViT accept a part of the grid.
+        """
         for block in self.blocks[:depth]:
-            if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
-                tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)
-            else:
-                tokens, grid = block(tokens, grid)
+            tokens, grid = self._run_block(block, tokens, grid, at)
         return tokens, grid
+
+    def outputs_at(
+        self, tokens: Tensor, grid: TokenGrid, depths: Sequence[int], *, at: Tensor | None = None
+    ) -> list[tuple[Tensor, TokenGrid]]:
+        """The results of :meth:`run_blocks` for each of several depths, in one pass."""
+        outputs = {}
+        for depth, block in enumerate(self.blocks[: max(depths)], start=1):
+            tokens, grid = self._run_block(block, tokens, grid, at)
+            outputs[depth] = (tokens, grid)
+        return [outputs[depth] for depth in depths]
+
+    def _run_block(
+        self, block: nn.Module, tokens: Tensor, grid: TokenGrid, at: Tensor | None
+    ) -> tuple[Tensor, TokenGrid]:
+        inputs = (tokens, grid) if at is None else (tokens, grid, at)
+        if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def _absolute_positions(self, grid: TokenGrid) -> Tensor | None:
         """Absolute positions [1, P+N, D] on ``grid``; None for a model without."""
@@ -362,10 +420,17 @@ class Encoder(nn.Module):
             return fixed_positions(self.fixed_positions, width, grid, prefix=prefix, device=device)
         if self.pos_embed is not None:
             first, rest = self.pos_embed.split([self.prefix, self.native_grid.size], dim=1)
-            return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)  # [1, P+N, D]
+            rest = joint_positions(rest, self.native_grid, grid, interpolation=self.interpolation)
+            return torch.cat([first, rest], dim=1)  # [1, P+N, D]
         if self.pos_embed_spatial is None or self.pos_embed_temporal is None:
             return None
-        rest = separable_positions(self.pos_embed_spatial, self.pos_embed_temporal, self.native_grid, grid)
+        rest = separable_positions(
+            self.pos_embed_spatial,
+            self.pos_embed_temporal,
+            self.native_grid,
+            grid,
+            interpolation=self.interpolation,
+        )
         return rest if self.pos_embed_class is None else torch.cat([self.pos_embed_class, rest], dim=1)
 
 

@@ -1,4 +1,4 @@
-"""Classifiers: an encoder with one of four heads, from a clip to logits."""
+"""Classifiers: an encoder with one of five heads, from a clip to logits."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
 from videomaskfeat.models.layers import FeatureNorm, Perceptron, check_positive, initialize
+from videomaskfeat.models.vit import Block
 
-HeadKind = Literal["mean", "token", "linear", "attentive"]
+HeadKind = Literal["mean", "norm_mean", "token", "linear", "attentive"]
 HEADS: tuple[HeadKind, ...] = get_args(HeadKind)
 PROBES: tuple[HeadKind, ...] = ("linear", "attentive")
 """Heads that are trained on a frozen encoder."""
@@ -38,12 +40,22 @@ class LinearHead(nn.Module):
 
     def __init__(self, width: int, classes: int, *, dropout: float, scale: float) -> None:
         super().__init__()
+        self.scale = scale
         self.dropout = nn.Dropout(dropout)
-        self.projection = nn.Linear(width, classes)
-        initialize([self.projection], bias=0.02)
+        self.projection = self._draw_projection(width, classes)
+
+    def _draw_projection(self, width: int, classes: int) -> nn.Linear:
+        projection = nn.Linear(width, classes)
+        initialize([projection], bias=0.02)
         with torch.no_grad():
-            self.projection.weight.mul_(scale)
-            self.projection.bias.mul_(scale)
+            projection.weight.mul_(self.scale)
+            projection.bias.mul_(self.scale)
+        return projection
+
+    def reset(self, classes: int) -> None:
+        """Replace the linear layer by a new one for L = ``classes``, on the same device."""
+        former = self.projection
+        self.projection = self._draw_projection(former.in_features, classes).to(former.weight)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] -> logits [B, L]."""
@@ -67,11 +79,16 @@ class AttentiveHead(LinearHead):
 
     Attention and a perceptron follow, each with a residual connection, then a :class:`LinearHead`. Layer
     norms are applied to the tokens and before the perceptron, not to the query. ``heads`` divide ``width``.
+    In V-JEPA 2's probe (arXiv 2506.09985), ``depth`` = 3 blocks of a vision transformer process the tokens
+    before.
     """
 
-    def __init__(self, width: int, classes: int, *, heads: int, dropout: float, scale: float) -> None:
+    def __init__(
+        self, width: int, classes: int, *, heads: int, dropout: float, scale: float, depth: int = 0
+    ) -> None:
         super().__init__(width, classes, dropout=dropout, scale=scale)
         self.heads = heads
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.query = nn.Parameter(torch.empty(1, 1, width))
         self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
         self.q = nn.Linear(width, width)
@@ -80,13 +97,15 @@ class AttentiveHead(LinearHead):
         self.norm_mlp = nn.LayerNorm(width, eps=1e-6)
         self.mlp = Perceptron(width, 4 * width, width)
         nn.init.trunc_normal_(self.query, std=0.02)
-        initialize([self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2])
+        initialize([self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2, *self.blocks.modules()])
         with torch.no_grad():  # as in V-JEPA, the last layer of each residual branch starts smaller
             self.proj.weight.mul_(0.5**0.5)
             self.mlp.fc2.weight.mul_(0.5**0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, N, D] -> logits [B, L]."""
+        for block in self.blocks:
+            tokens, _ = block(tokens, TokenGrid(1, 1, tokens.shape[1]))
         k, v = self.kv(self.norm_tokens(tokens)).unflatten(-1, (2, self.heads, -1)).unbind(2)
         query = self.query.expand(tokens.shape[0], -1, -1)  # [B, 1, D]
         q = self.q(query).unflatten(-1, (self.heads, -1))
@@ -95,6 +114,20 @@ class AttentiveHead(LinearHead):
         query = query + self.proj(attended)
         query = query + self.mlp(self.norm_mlp(query))
         return super().forward(query[:, 0])
+
+
+def reset_classes(model: Any, num_classes: int) -> None:
+    """Give a classifier or detector a new last layer for other classes, and record their number.
+
+    Raises:
+        UserError: the number is below 1.
+    """
+    check_positive(classes=num_classes)
+    model.head.reset(num_classes)
+    model.classes = num_classes
+    if hasattr(model, "created_as"):
+        name, arguments = model.created_as
+        model.created_as = (name, {**arguments, "classes": num_classes})
 
 
 class Classifier(Encoder):
@@ -106,6 +139,7 @@ class Classifier(Encoder):
     head          layers
     ============= ======================================================================================
     "mean"        mean over the grid's tokens, layer norm, dropout, linear (MaskFeat's fine-tuning)
+    "norm_mean"   layer norm, mean over the grid's tokens, dropout, linear (timm's MViTv2)
     "token"       layer norm, class token, dropout, linear (MViTv2)
     "linear"      frozen encoder; mean and layer norm as in "mean", batch normalization, linear
     "attentive"   frozen encoder; layer norm, a learned query that attends to the grid's tokens, linear
@@ -116,6 +150,7 @@ class Classifier(Encoder):
     Args:
         classes: number of classes, L.
         head: see the table.
+        head_depth: number of blocks of the head "attentive" before its query (3 in V-JEPA 2).
         dropout: dropout rate before the linear layer.
         head_scale: factor on the initial weight and bias of the linear layer.
         encoder: arguments of the encoder, except ``final_norm`` and ``mean_first``.
@@ -131,6 +166,7 @@ class Classifier(Encoder):
         *,
         classes: int = 400,
         head: HeadKind = "mean",
+        head_depth: int = 0,
         dropout: float = 0.0,
         head_scale: float = 1.0,
         **encoder: Any,
@@ -138,13 +174,25 @@ class Classifier(Encoder):
         check_name("head", head, HEADS)
         check_head_arguments("a classifier", encoder, classes=classes, dropout=dropout)
         super().__init__(**{**encoder, "mean_first": head in ("mean", "linear")})
+        if head_depth < 0 or (head_depth and head != "attentive"):
+            raise UserError(
+                f"head_depth {head_depth} with head {head!r}: it must be 0 or more, and 0 unless the head is "
+                "'attentive'"
+            )
         if head == "token" and self.cls_token is None:
             raise UserError("head 'token' needs class_token true; use head 'mean' without a class token")
         self.head_kind = head
         self.classes = classes
         width = self.out_width
         if head == "attentive":
-            self.head = AttentiveHead(width, classes, heads=self.out_heads, dropout=dropout, scale=head_scale)
+            self.head = AttentiveHead(
+                width,
+                classes,
+                heads=self.out_heads,
+                dropout=dropout,
+                scale=head_scale,
+                depth=head_depth,
+            )
         else:
             build_head = LinearProbeHead if head == "linear" else LinearHead
             self.head = build_head(width, classes, dropout=dropout, scale=head_scale)
@@ -163,6 +211,17 @@ class Classifier(Encoder):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             features = self._head_input(clips)
         return self.head(features)
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the last linear layer by a new one, drawn from torch's global generator (as in timm).
+
+        Args:
+            num_classes: number of classes, L, at least 1; for features without a head use :meth:`features`.
+
+        Raises:
+            UserError: the number is below 1.
+        """
+        reset_classes(self, num_classes)
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode of the trained modules; a frozen encoder stays in evaluation mode."""

@@ -23,7 +23,16 @@ TRAINED = 4
 """Memory of training as a multiple of the weights: weights, gradients, and the two moments of AdamW."""
 
 _ANY = -math.inf  # the model itself checks for numbers that are too small
-_BLOCKS = ("depth", "blocks", "decoder_depth", "predictor_depth", "layers", "widen_at", "q_pool_at")
+_BLOCKS = (
+    "depth",
+    "blocks",
+    "head_depth",
+    "decoder_depth",
+    "predictor_depth",
+    "layers",
+    "widen_at",
+    "q_pool_at",
+)
 _WIDTHS = (
     "width",
     "decoder_width",
@@ -46,6 +55,7 @@ LIMITS: Limits = {
     "bins": (_ANY, 256),
     "mlp_ratio": (0.01, 100),
     "drop_path": (0, 1),
+    "norm_eps": (0, 1),
     "linear_std": (0, 1e3),
     "head_scale": (-1e6, 1e6),
     "pool_kernel": (1, 31),

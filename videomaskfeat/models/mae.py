@@ -12,12 +12,12 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import on_grid
 from videomaskfeat.models.initialization import draw_weights
-from videomaskfeat.models.layers import Linear, initialize
+from videomaskfeat.models.layers import Linear, initialize, set_norm_eps
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
 from videomaskfeat.models.positions import FIXED, fixed_positions, joint_positions, position_channels
 from videomaskfeat.models.vit import Block, ViT
 
-DecoderPositions = Literal["joint", "sincos", "sincos_2d"]
+DecoderPositions = Literal["joint", "sincos", "sincos_2d", "sincos_1d"]
 
 
 class DecoderHead(nn.Module):
@@ -76,8 +76,9 @@ class MAE(MaskedModel, ViT):
             frame of 16x16 pixels.
         decoder_depth, decoder_width, decoder_heads: blocks (8 in MAE for images), token width and attention
             heads of the decoder.
-        decoder_positions: "joint" (one learned table), or "sincos" or "sincos_2d" (fixed).
-        mlp_ratio, qkv_bias, linear_std: of encoder and decoder; see :class:`~videomaskfeat.models.vit.ViT`.
+        decoder_positions: "joint" (one learned table), or "sincos", "sincos_2d" or "sincos_1d" (fixed).
+        mlp_ratio, qkv_bias, norm_eps, linear_std: of encoder and decoder; see
+            :class:`~videomaskfeat.models.vit.ViT`.
         encoder: the other arguments of :class:`~videomaskfeat.models.vit.ViT`, except ``final_norm`` and
             ``relative_bias``.
 
@@ -98,6 +99,7 @@ class MAE(MaskedModel, ViT):
         decoder_positions: DecoderPositions = "joint",
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        norm_eps: float = 1e-6,
         linear_std: float = 0.02,
         **encoder: Any,
     ) -> None:
@@ -124,7 +126,8 @@ class MAE(MaskedModel, ViT):
                 f"decoder_positions {decoder_positions!r}: decoder_width {decoder_width} must be a multiple "
                 f"of {position_channels(decoder_positions)}"
             )
-        super().__init__(**encoder, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, linear_std=linear_std)
+        shared: dict[str, Any] = {"mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias, "linear_std": linear_std}
+        super().__init__(**encoder, **shared, norm_eps=norm_eps)
         nn.init.zeros_(cast(nn.LayerNorm, self.norm).bias)  # PySlowFast creates it after initialization
         self.values_per_token = values_per_token
         self.decoder_width = decoder_width
@@ -141,11 +144,10 @@ class MAE(MaskedModel, ViT):
             decoder_width,
             decoder_heads,
             values_per_token,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            linear_std=linear_std,
+            **shared,
             checkpoint_blocks=self.checkpoint_blocks,
         )
+        set_norm_eps(self.pred_head, norm_eps)
         self.decoder_embed = Linear(self.out_width, decoder_width)
         if self.initialization != "slowfast":
             draw_weights(self.pred_head, self.initialization)

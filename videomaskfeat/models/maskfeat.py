@@ -186,19 +186,19 @@ class MaskedEncoder(ClipEncoder):
             tokens = hide_tokens(tokens, mask, grid, self.mask_token)
         return self._encode(tokens, grid)
 
+    def hide(self, clips: Tensor, mask: Tensor) -> tuple[Tensor, TokenGrid]:
+        """The tokens [B, P+N, D] of masked clips before the first block, and their grid."""
+        tokens, grid = self.encoder.patch_embed(clips)
+        return self.encoder.placed(hide_tokens(tokens, mask, grid, self.mask_token), grid), grid
+
 
 def last_blocks(encoder: Encoder, clips: Tensor, count: int) -> list[Tensor]:
     """Outputs [B, t, h, w, D'] of each of an encoder's last ``count`` blocks, before the final norm.
 
     :func:`check_last_blocks` must accept the count. Clips are float [B, C, T, H, W], normalized.
     """
-    first = len(encoder.blocks) - count
-    tokens, grid = encoder.through_blocks(*encoder.patch_embed(clips), depth=first)
-    outputs = []
-    for block in encoder.blocks[first:]:
-        tokens, grid = block(tokens, grid)
-        outputs.append(on_grid(tokens, grid).unflatten(1, grid.shape))
-    return outputs
+    depth = len(encoder.blocks)
+    return encoder.features_at(clips, range(depth - count + 1, depth + 1))
 
 
 def check_last_blocks(encoder: Encoder, count: int, clip_size: Triple) -> None:

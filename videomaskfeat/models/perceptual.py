@@ -15,22 +15,25 @@ from videomaskfeat.models.layers import per_channel
 
 
 class PerceptualDistance(nn.Module):
-    """Mean squared difference of an encoder's features of two pictures (PeCo, arXiv 2111.12710).
+    """Squared difference of an encoder's features of two pictures, summed over depths (PeCo).
 
-    A picture is repeated to a clip of one cube, at the encoder's training size. Features are normalized per
-    token (layer norm without weights), so all depths have the same weight and the distance of unrelated
-    pictures is about 2. The encoder is frozen; gradients pass through it to the picture.
+    The term of a depth is the mean over tokens and values, as in the paper (arXiv 2111.12710), which sums
+    over the depths with weight 1. Features are normalized per token (layer norm without weights), so the term
+    of unrelated pictures is about 2; this kind of normalization is ours. A picture is repeated to a clip of
+    one cube, at the encoder's training size. The encoder is frozen; gradients pass through it to the picture.
 
     Args:
         encoder: an :class:`~videomaskfeat.models.encoder_base.Encoder`, or a module with its ``features``,
             ``blocks`` and ``output_stride``. It is put into evaluation mode and frozen.
-        depths: numbers of blocks after which features are compared.
+        depths: numbers of blocks after which features are compared; 3, 6, 9 and 12 of a ViT-B in the paper.
+        weights: weight of each depth, 0 or more; None for 1.
         size: height and width to which pictures are resized; None keeps their size.
         mean: mean of the encoder's normalization, one number or one per channel.
         std: standard deviation, likewise.
 
     Raises:
-        UserError: no depths, a depth that the encoder does not have, or an encoder without features.
+        UserError: no depths, a depth that the encoder does not have, weights that do not fit the depths, or
+            an encoder without features.
     """
 
     mean: Tensor
@@ -41,6 +44,7 @@ class PerceptualDistance(nn.Module):
         encoder: nn.Module,
         *,
         depths: Sequence[int],
+        weights: Sequence[float] | None = None,
         size: int | None = None,
         mean: float | Sequence[float] = 0.45,
         std: float | Sequence[float] = 0.225,
@@ -55,24 +59,30 @@ class PerceptualDistance(nn.Module):
             raise UserError(
                 f"perceptual depths {list(depths)} must be one or more of the encoder's blocks 1..{blocks}"
             )
+        weights = [1.0] * len(depths) if weights is None else weights
+        if len(weights) != len(depths) or min(weights) < 0:
+            raise UserError(
+                f"perceptual weights {list(weights)} of the depths {list(depths)} must be one number of at "
+                "least 0 per depth"
+            )
         self.encoder = encoder.eval().requires_grad_(False)
-        self.depths = tuple(depths)
+        self.depths, self.weights = tuple(depths), tuple(weights)
         self.size = size
         self.frames = cast(Encoder, encoder).output_stride[0]
         self.register_buffer("mean", per_channel(mean), persistent=False)
         self.register_buffer("std", per_channel(std), persistent=False)
 
     def forward(self, pictures: Tensor, reconstructions: Tensor) -> Tensor:
-        """Both float32 [B, C, H, W] in 0..1 -> float32 [], the mean over depths, tokens and values."""
-        clips = self._clips(reconstructions)
+        """Both float32 [B, C, H, W] in 0..1 -> float32 []."""
         with torch.no_grad():
-            target_clips = self._clips(pictures)
-        distances = []
-        for depth in self.depths:
-            with torch.no_grad():
-                target = self._features(target_clips, depth)
-            distances.append(F.mse_loss(self._features(clips, depth), target))
-        return torch.stack(distances).mean()
+            targets = self._features(self._clips(pictures))
+        distances = [
+            weight * F.mse_loss(features, target)
+            for weight, features, target in zip(
+                self.weights, self._features(self._clips(reconstructions)), targets, strict=True
+            )
+        ]
+        return torch.stack(distances).sum()
 
     def train(self, mode: bool = True) -> PerceptualDistance:
         """Keep the encoder in evaluation mode."""
@@ -87,6 +97,7 @@ class PerceptualDistance(nn.Module):
         normalized = (pictures - self.mean) / self.std
         return normalized[:, :, None].expand(-1, -1, self.frames, -1, -1)
 
-    def _features(self, clips: Tensor, depth: int) -> Tensor:
-        features = cast(Encoder, self.encoder).features(clips, depth=depth, pooled=False).float()
-        return F.layer_norm(features, features.shape[-1:])
+    def _features(self, clips: Tensor) -> list[Tensor]:
+        """Normalized features [B, t, h, w, D'] of each depth."""
+        outputs = cast(Encoder, self.encoder).features_at(clips, self.depths)
+        return [F.layer_norm(features.float(), features.shape[-1:]) for features in outputs]

@@ -13,10 +13,11 @@ from torch import Tensor
 from videomaskfeat.errors import check_name
 from videomaskfeat.grid import TokenGrid
 
-AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d"]
+AbsolutePositions = Literal["none", "joint", "separable", "sincos", "sincos_2d", "sincos_1d"]
+Interpolation = Literal["linear", "bicubic"]
 Inflate = Literal["repeated", "centered"]
 
-FIXED = ("sincos", "sincos_2d")
+FIXED = ("sincos", "sincos_2d", "sincos_1d")
 """The absolute positions without parameters."""
 STEM = "patch_embed.proj.weight"
 TABLE, SPACE, TIME, CLASS = TABLES = (
@@ -27,19 +28,37 @@ TABLE, SPACE, TIME, CLASS = TABLES = (
 )
 
 
-def joint_positions(table: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
-    """Absolute positions [1, N0, D] of the native grid, trilinearly interpolated to ``grid``, [1, N, D]."""
+def joint_positions(
+    table: Tensor, native: TokenGrid, grid: TokenGrid, *, interpolation: Interpolation = "linear"
+) -> Tensor:
+    """Interpolate absolute positions [1, N0, D] of the native grid to ``grid``, [1, N, D].
+
+    "linear" is trilinear. "bicubic" is bicubic in space, without antialiasing, and linear in time: DINO's and
+    iBOT's published code for pictures, without its offset of 0.1 cells.
+    """
     if native == grid:
         return table
     volume = table.unflatten(1, native.shape).permute(0, 4, 1, 2, 3)  # [1, D, t0, h0, w0]
-    volume = F.interpolate(volume, size=grid.shape, mode="trilinear")  # [1, D, t, h, w]
+    if interpolation == "bicubic":
+        volume = F.interpolate(volume, size=(grid.t, native.h, native.w), mode="trilinear")
+        frames = volume.transpose(1, 2).flatten(0, 1)  # [t, D, h0, w0]
+        volume = F.interpolate(frames, size=grid.shape[1:], mode="bicubic").transpose(0, 1)[None]
+    else:
+        volume = F.interpolate(volume, size=grid.shape, mode="trilinear")  # [1, D, t, h, w]
     return volume.flatten(2).transpose(1, 2)  # [1, N, D]
 
 
-def separable_positions(space: Tensor, time: Tensor, native: TokenGrid, grid: TokenGrid) -> Tensor:
+def separable_positions(
+    space: Tensor,
+    time: Tensor,
+    native: TokenGrid,
+    grid: TokenGrid,
+    *,
+    interpolation: Interpolation = "linear",
+) -> Tensor:
     """Spatial [1, h0*w0, D] plus temporal positions [1, t0, D], interpolated to ``grid``, [1, N, D]."""
     table = space[:, None] + time[:, :, None]  # [1, t0, h0*w0, D]
-    return joint_positions(table.flatten(1, 2), native, grid)
+    return joint_positions(table.flatten(1, 2), native, grid, interpolation=interpolation)
 
 
 def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, device: torch.device) -> Tensor:
@@ -51,6 +70,8 @@ def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, devi
       arXiv 2205.09113).
     - "sincos_2d": a half for the column, then a half for the row (published code of MAE, arXiv 2111.06377);
       the same at all times.
+    - "sincos_1d": all for the index of the token in the order time, row, column, sine and cosine alternating
+      (published code of VideoMAE, arXiv 2203.12602).
 
     ``width``, D, is a multiple of :func:`position_channels`.
     """
@@ -59,10 +80,15 @@ def fixed_positions(kind: str, width: int, grid: TokenGrid, *, prefix: int, devi
 
 def position_channels(kind: str) -> int:
     """The number that must divide the width of fixed positions."""
-    return 16 if kind == "sincos" else 4
+    return {"sincos": 16, "sincos_2d": 4, "sincos_1d": 2}[kind]
 
 
 def _sincos(kind: str, width: int, grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor:
+    if kind == "sincos_1d":
+        rates = 10000.0 ** -(torch.arange(0, width, 2, dtype=torch.float64, device=device) / width)
+        angles = torch.arange(grid.size, dtype=torch.float64, device=device)[:, None] * rates  # [N, D/2]
+        table = torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)  # [N, D]
+        return F.pad(table, (0, 0, prefix, 0))[None].float()
     temporal, spatial = (width // 4, width * 3 // 8) if kind == "sincos" else (0, width // 2)
     columns = []
     for axis, channels in ((0, temporal), (2, spatial), (1, spatial)):
@@ -104,12 +130,15 @@ def resize_table(table: Tensor, length: int) -> Tensor:
     return F.interpolate(table.t()[None], size=length, mode="linear")[0].t()
 
 
-def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> Tensor | None:
+def resize_absolute(
+    name: str, table: Tensor, grid: TokenGrid, prefix: int, *, interpolation: Interpolation = "linear"
+) -> Tensor | None:
     """Resize a saved absolute position table float [1, L, D] to the native grid of another model.
 
     Args:
         name: one of :data:`TABLES`.
         grid, prefix: native grid and number of class tokens of the model that loads the table.
+        interpolation: see :func:`joint_positions`.
 
     Returns:
         [1, L', D]; None if the table's own grid is unknown: a joint table of several time steps, or a frame
@@ -121,17 +150,18 @@ def resize_absolute(name: str, table: Tensor, grid: TokenGrid, prefix: int) -> T
     if name not in (TABLE, SPACE) or table.shape[1] <= prefix or (name == TABLE and grid.t != 1):
         return None
     first, places = table.split([prefix, table.shape[1] - prefix], dim=1)
-    resized = _resize_frame(places, grid)
+    resized = _resize_frame(places, grid, interpolation)
     return None if resized is None else torch.cat([first, resized], dim=1)
 
 
-def _resize_frame(places: Tensor, grid: TokenGrid) -> Tensor | None:
+def _resize_frame(places: Tensor, grid: TokenGrid, interpolation: Interpolation = "linear") -> Tensor | None:
     """Positions [1, h0*w0, D] of a frame -> [1, h*w, D]; None if the frame has another aspect ratio."""
     factor = (places.shape[1] / (grid.h * grid.w)) ** 0.5
     native = TokenGrid(1, round(grid.h * factor), round(grid.w * factor))
     if native.size != places.shape[1]:
         return None
-    return joint_positions(places.float(), native, TokenGrid(1, grid.h, grid.w)).to(places.dtype)
+    frame = TokenGrid(1, grid.h, grid.w)
+    return joint_positions(places.float(), native, frame, interpolation=interpolation).to(places.dtype)
 
 
 def inflate_images(

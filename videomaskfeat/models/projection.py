@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from videomaskfeat.models.layers import (
     initialize,
 )
 from videomaskfeat.models.positions import joint_positions
-from videomaskfeat.models.vit import Block
+from videomaskfeat.models.vit import Block, check_rotary
 
 
 class Projector(nn.Module):
@@ -130,19 +131,42 @@ class TransformerPredictor(nn.Module):
         width, hidden_width: width of the cells, D, and of the tokens inside the predictor.
         depth, heads: number of blocks and of attention heads; heads divide ``hidden_width``.
         grid: grid of the cells at the native clip size; positions are interpolated for other grids.
+        fused_width: width of a layer between D and ``hidden_width``, for cells of several depths (V-JEPA
+            2.1, arXiv 2603.14482); None for no such layer.
+        rotary: rotary instead of learned positions; see :func:`~videomaskfeat.models.vit.rotary_table`.
 
     Raises:
-        UserError: a number below 1, or heads that do not divide the width.
+        UserError: a number below 1, heads that do not divide the width, or too narrow heads.
     """
 
-    def __init__(self, width: int, *, hidden_width: int, depth: int, heads: int, grid: TokenGrid) -> None:
+    positions: nn.Parameter | None
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        hidden_width: int,
+        depth: int,
+        heads: int,
+        grid: TokenGrid,
+        fused_width: int | None = None,
+        rotary: bool = False,
+    ) -> None:
         super().__init__()
         check_transformer(depth, hidden_width, heads, prefix="predictor_")
+        if rotary:
+            check_rotary(hidden_width, heads, prefix="predictor_")
         self.native_grid = grid
-        self.narrow = Linear(width, hidden_width)
-        self.positions = nn.Parameter(torch.empty(1, grid.size, hidden_width))
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        self.layers = nn.ModuleList(Block(hidden_width, heads) for _ in range(depth))
+        self.narrow: nn.Module = (
+            Linear(width, hidden_width)
+            if fused_width is None
+            else Perceptron(width, fused_width, hidden_width)
+        )
+        positions = None if rotary else nn.Parameter(torch.empty(1, grid.size, hidden_width))
+        self.register_parameter("positions", positions)
+        if positions is not None:
+            nn.init.trunc_normal_(positions, std=0.02)
+        self.layers = nn.ModuleList(Block(hidden_width, heads, rotary=rotary) for _ in range(depth))
         self.norm = nn.LayerNorm(hidden_width, eps=1e-6)
         self.widen = Linear(hidden_width, width)
         initialize(self.modules())
@@ -154,25 +178,45 @@ class TransformerPredictor(nn.Module):
 
     def run(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """Narrow tokens [B, N, hidden] without positions -> predictions [B, t, h, w, D]."""
-        tokens = tokens + joint_positions(self.positions, self.native_grid, grid)
+        return self.widen(self.encode(tokens, grid)).unflatten(1, grid.shape)
+
+    def encode(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
+        """Narrow tokens [B, N, hidden] without positions -> normalized tokens [B, N, hidden]."""
+        if self.positions is not None:
+            tokens = tokens + joint_positions(self.positions, self.native_grid, grid)
         for layer in self.layers:
             tokens, _ = layer(tokens, grid)
-        return self.widen(self.norm(tokens)).unflatten(1, grid.shape)
+        return self.norm(tokens)
 
 
 class VisiblePredictor(TransformerPredictor):
     """A :class:`TransformerPredictor` with its own mask token, for encoders that see visible cells only.
 
-    V-JEPA's predictor; deviation: its positions are learned. Arguments as for :class:`TransformerPredictor`.
+    V-JEPA's predictor; deviation: without ``rotary`` its positions are learned. Other arguments as for
+    :class:`TransformerPredictor`.
+
+    Args:
+        predict_visible: the visible cells have an output layer of their own (V-JEPA 2.1).
     """
 
-    def __init__(self, width: int, *, hidden_width: int, depth: int, heads: int, grid: TokenGrid) -> None:
-        super().__init__(width, hidden_width=hidden_width, depth=depth, heads=heads, grid=grid)
+    def __init__(
+        self, width: int, *, hidden_width: int, predict_visible: bool = False, **options: Any
+    ) -> None:
+        super().__init__(width, hidden_width=hidden_width, **options)
         self.mask_token = nn.Parameter(torch.empty(1, 1, hidden_width))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.widen_visible = Linear(hidden_width, width) if predict_visible else None
+        if self.widen_visible is not None:
+            initialize([self.widen_visible])
 
     def forward(self, visible: Tensor, places: Tensor, grid: TokenGrid) -> Tensor:  # type: ignore[override]
         """Features [B, V, D] of the cells at places int64 [B, V] of ``grid`` -> [B, t, h, w, D]."""
         seen = self.narrow(visible)  # [B, V, hidden]
         everywhere = self.mask_token.to(seen.dtype).expand(seen.shape[0], grid.size, -1)
-        return self.run(everywhere.scatter(1, places[..., None].expand_as(seen), seen), grid)
+        tokens = everywhere.scatter(1, places[..., None].expand_as(seen), seen)
+        if self.widen_visible is None:
+            return self.run(tokens, grid)
+        encoded = self.encode(tokens, grid)
+        outputs, index = self.widen(encoded), places[..., None]
+        own = self.widen_visible(encoded.gather(1, index.expand(-1, -1, encoded.shape[2])))  # [B, V, D]
+        return outputs.scatter(1, index.expand_as(own), own).unflatten(1, grid.shape)

@@ -15,7 +15,7 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
+from videomaskfeat.models.layers import Linear, Perceptron, check_transformer, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
 
 BIAS = "rel_pos_bias.table"
@@ -78,6 +78,62 @@ def _bias_index(grid: TokenGrid, prefix: int, *, device: torch.device) -> Tensor
     return rows
 
 
+def rotary_table(
+    grid: TokenGrid, head_width: int, *, prefix: int, device: torch.device, repeated: bool = False
+) -> Tensor:
+    """Cosines and sines of rotary positions, float32 [2, P+N, d].
+
+    A third of a head's d channels, rounded down to an even number n, belongs to each of time, row and column;
+    the others, and the class token, are not rotated. Pair i of an axis turns by the index times
+    10000^(-2i/n) (RoFormer, arXiv 2104.09864; split of V-JEPA 2, 2506.09985). The published code of V-JEPA 2
+    gives the two channels of a pair different angles, which its authors call a bug; here they are equal,
+    unless ``repeated``: then channel c of an axis has the angle of pair c mod n/2, as its weights need.
+    """
+    return constant_table(_rotary_table, grid, head_width, prefix, repeated, device=device)
+
+
+def _rotary_table(
+    grid: TokenGrid, head_width: int, prefix: int, repeated: bool, *, device: torch.device
+) -> Tensor:
+    channels = rotary_channels(head_width)
+    rates = 10000.0 ** -(torch.arange(channels // 2, dtype=torch.float64, device=device) * 2 / channels)
+    columns = []
+    for axis, length in enumerate(grid.shape):
+        angles = torch.arange(length, dtype=torch.float64, device=device)[:, None] * rates
+        shape = [1, 1, 1, channels]
+        shape[axis] = length
+        angles = torch.cat([angles, angles], dim=1) if repeated else angles.repeat_interleave(2, dim=1)
+        columns.append(angles.reshape(shape).expand(*grid.shape, -1))
+    angles = torch.cat(columns, dim=-1).flatten(0, 2)  # [N, 3 n]
+    angles = F.pad(angles, (0, head_width - angles.shape[1], prefix, 0))
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotary_channels(head_width: int) -> int:
+    """Rotated channels of a head per axis."""
+    return 2 * (head_width // 3 // 2)
+
+
+def check_rotary(width: int, heads: int, *, prefix: str = "") -> None:
+    """Raise UserError unless a head has channels for each axis; ``prefix`` of the names."""
+    if not rotary_channels(width // heads):
+        raise UserError(
+            f"rotary positions: {prefix}width {width} with {prefix}heads {heads} leaves {width // heads} "
+            "values per head, but time, row and column need 2 each; use at least 6 per head"
+        )
+
+
+def rotate(vectors: Tensor, table: Tensor) -> Tensor:
+    """Rotate queries or keys float [B, N, M, d] by a table, [2, N, d] or [2, B, N, d].
+
+    See :func:`rotary_table`.
+    """
+    cosines, sines = table.unsqueeze(-2)  # [N, 1, d] or [B, N, 1, d] each
+    first, second = vectors.unflatten(-1, (-1, 2)).unbind(-1)
+    turned = torch.stack([-second, first], dim=-1).flatten(-2)
+    return (vectors * cosines + turned * sines).to(vectors.dtype)
+
+
 class Attention(nn.Module):
     """Fused multi-head attention of all tokens to all tokens; arguments as for :class:`Block`."""
 
@@ -88,9 +144,11 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Tokens [B, N, D], and a bias [M, N, N] of the scores -> [B, N, D]."""
+    def forward(self, tokens: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """Tokens [B, N, D], a bias [M, N, N] of the scores, and a table of :func:`rotate` -> [B, N, D]."""
         q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, N, M, d] each
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
         if bias is None:
             return self.proj(attention(q * self.scale, k, v).flatten(2))
         return self.proj(biased_attention(q * self.scale, k, v, bias).flatten(2))
@@ -106,6 +164,7 @@ class Block(nn.Module):
         layer_scale: initial value of a learned factor per channel on each branch (CaiT, arXiv 2103.17239);
             None for no factor.
         relative_bias: bias of the attention scores, which another module owns; None for no bias.
+        rotary, rotary_repeated: rotate queries and keys by their positions; see :func:`rotary_table`.
     """
 
     gamma_1: nn.Parameter | None
@@ -121,8 +180,11 @@ class Block(nn.Module):
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         relative_bias: RelativeBias | None = None,
+        rotary: bool = False,
+        rotary_repeated: bool = False,
     ) -> None:
         super().__init__()
+        self.rotary, self.rotary_repeated = rotary, rotary_repeated
         self._relative_bias = (relative_bias,)  # in a tuple: no submodule, since all blocks share it
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, qkv_bias=qkv_bias)
@@ -133,12 +195,27 @@ class Block(nn.Module):
             gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))
             self.register_parameter(name, gamma)
 
-    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
-        """Tokens [B, P+N, D] on ``grid`` -> the same shape, and ``grid``."""
+    def forward(self, tokens: Tensor, grid: TokenGrid, at: Tensor | None = None) -> tuple[Tensor, TokenGrid]:
+        """Tokens [B, P+N, D] on ``grid`` -> the same shape, and ``grid``.
+
+        ``at``: int64 [B, V], grid positions of tokens [B, P+V, D] that are only a part of the grid.
+        """
         (relative_bias,) = self._relative_bias
         bias = None if relative_bias is None else relative_bias(grid)
-        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias), self.gamma_1))
+        rotary = self._rotary_table(tokens, grid, at) if self.rotary else None
+        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias, rotary), self.gamma_1))
         return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
+
+    def _rotary_table(self, tokens: Tensor, grid: TokenGrid, at: Tensor | None) -> Tensor:
+        """[2, P+N, d], or for a part of the grid [2, B, P+V, d]."""
+        prefix = tokens.shape[1] - (grid.size if at is None else at.shape[1])
+        width = tokens.shape[2] // self.attn.heads
+        repeated = self.rotary_repeated
+        table = rotary_table(grid, width, prefix=prefix, device=tokens.device, repeated=repeated)
+        if at is None:
+            return table
+        first = table[:, None, :prefix].expand(-1, len(at), -1, -1)
+        return torch.cat([first, table[:, prefix:][:, at]], dim=2)
 
 
 def _scaled(tokens: Tensor, gamma: nn.Parameter | None) -> Tensor:
@@ -160,11 +237,15 @@ class ViT(Encoder):
         mlp_ratio: hidden width of the perceptrons divided by D.
         qkv_bias: use a bias in the query, key and value projections.
         absolute_positions: "joint" (one learned table over time and space), "separable" (the sum of two),
-            "sincos" and "sincos_2d" (fixed: see :func:`~videomaskfeat.models.positions.fixed_positions`) or
-            "none".
+            "sincos", "sincos_2d" and "sincos_1d" (fixed: see
+            :func:`~videomaskfeat.models.positions.fixed_positions`) or "none".
         layer_scale: see :class:`Block`; 0.1 in BEiT and SimMIM.
         relative_bias: add a learned relative position bias to the attention scores; see
             :class:`RelativeBias`. An MAE, whose encoder sees a part of the grid, cannot have one.
+        rotary: rotate queries and keys by their positions in time, row and column; see :func:`rotary_table`.
+            V-JEPA 2 has no absolute positions beside it (``absolute_positions="none"``).
+        rotary_repeated: repeat the angles of an axis as V-JEPA 2's code does, for its weights.
+        norm_eps: number that layer norms add to the variance; 1e-12 in some models of transformers.
         drop_path: probability of dropping a residual branch of the last block; increases linearly from 0.
         shared: the other keyword arguments of :class:`~videomaskfeat.models.encoder_base.Encoder`.
 
@@ -188,6 +269,9 @@ class ViT(Encoder):
         absolute_positions: AbsolutePositions = "separable",
         layer_scale: float | None = None,
         relative_bias: bool = False,
+        rotary: bool = False,
+        rotary_repeated: bool = False,
+        norm_eps: float = 1e-6,
         drop_path: float = 0.0,
         **shared: Any,
     ) -> None:
@@ -200,12 +284,15 @@ class ViT(Encoder):
                 f"{position_channels(absolute_positions)}; change it, or use learned positions ('joint', "
                 "'separable')"
             )
+        if rotary:
+            check_rotary(width, heads)
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_stride, stride=cube_stride, padding=(0, 0, 0)),
             clip_size,
             absolute_positions=absolute_positions,
             **shared,
         )
+        self.rotary = rotary
         self.rel_pos_bias = (
             RelativeBias(heads, self.native_grid, prefix=self.prefix) if relative_bias else None
         )
@@ -218,10 +305,13 @@ class ViT(Encoder):
                 drop_path=drop_path * index / max(depth - 1, 1),
                 layer_scale=layer_scale,
                 relative_bias=self.rel_pos_bias,
+                rotary=rotary,
+                rotary_repeated=rotary_repeated,
             )
             for index in range(depth)
         )
         self.set_blocks(blocks, widths=[width] * depth, heads=heads)
+        set_norm_eps(self, norm_eps)
 
     def is_table(self, name: str) -> bool:
         """See :meth:`Encoder.is_table`; the relative position bias is also a position table."""
@@ -256,7 +346,10 @@ class ViT(Encoder):
                 "absolute positions"
             )
         grid = self.token_grid(clips.shape)
+        return self.norm(self.run_blocks(self.place_visible(clips, visible), grid, at=visible)[0])
+
+    def place_visible(self, clips: Tensor, visible: Tensor) -> Tensor:
+        """The tokens [B, P+V, D] of :meth:`encode_visible` before the first block."""
         cubes = cut_cubes(clips, self.patch_embed.stride)  # [B, N, values of a cube]
         cubes = cubes.gather(1, visible[..., None].expand(-1, -1, cubes.shape[2]))
-        tokens = self.placed(self.patch_embed.embed_cubes(cubes), grid, at=visible)
-        return self.norm(self.run_blocks(tokens, grid)[0])
+        return self.placed(self.patch_embed.embed_cubes(cubes), self.token_grid(clips.shape), at=visible)

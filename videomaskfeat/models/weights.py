@@ -1,5 +1,7 @@
 """Weights files: our own (safetensors with the model's name inside) and those of other projects.
 
+Names and shapes of other projects are converted by :mod:`videomaskfeat.interop.other_projects`.
+
 Loading reports the use of every weight, and refuses every mismatch that is not allowed by name.
 """
 
@@ -9,21 +11,23 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
+from videomaskfeat import import_object
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.io import local_path
+from videomaskfeat.io import is_file, is_folder, local_path
 from videomaskfeat.models.encoder_base import Encoder, as_triple
 from videomaskfeat.models.positions import (
     CLASS,
@@ -34,6 +38,7 @@ from videomaskfeat.models.positions import (
     Inflate,
     fixed_positions,
     inflate_images,
+    joint_positions,
 )
 from videomaskfeat.models.zoo import (
     CLASSIFIER,
@@ -52,15 +57,21 @@ from videomaskfeat.tensor_files import (
 )
 from videomaskfeat.texts import parse_json, show_text
 
+logger = logging.getLogger(__name__)
+
 _INDEX = re.compile(r"\.\d+(?=\.|$)")
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 _WIDTH = 100  # characters per row
 # Usual keys of the weights in a checkpoint; the first that exists is used.
-_STATE_KEYS = ("model_state", "state_dict", "model", "module")
+_STATE_KEYS = ("model_state", "state_dict", "model", "module", "target_encoder", "ema_encoder", "encoder")
+# Weights in a folder of transformers or timm.
+_FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
+_CONVERT = "videomaskfeat.interop.other_projects:convert"
 # Weights that only a classifier or detector has, that only pre-training has, and that depend on the classes.
 _HEAD_ONLY = ("head.*", "norm.*")
 _PRETRAINING_ONLY = ("mask_token", "pred_head.*", "decoder_*", "hogs.*")
 _CLASS_DEPENDENT = ("head.projection.*",)
+_HEADS = ("heads", "decoder_heads")  # arguments without a trace in the shapes of weights
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -80,6 +91,8 @@ class LoadReport:
         prefix: common prefix of all names in the file, such as "module.", that was removed.
         key: key of the weights in a checkpoint; empty if the file contains only weights.
         beside: keys of other weights in the file.
+        format: name of another project's format from which the weights were converted; empty for our names.
+        normalization: mean and standard deviation of the pixels of a converted model; None if unknown.
     """
 
     loaded: tuple[str, ...]
@@ -92,6 +105,8 @@ class LoadReport:
     prefix: str = ""
     key: str = ""
     beside: tuple[str, ...] = ()
+    format: str = ""
+    normalization: tuple[Any, Any] | None = None
 
     def __str__(self) -> str:
         counts = [f"{len(self.loaded)} weights loaded"]
@@ -128,12 +143,18 @@ class LoadReport:
     def to_dict(self) -> dict[str, list[str]]:
         """Names by kind of use, for JSON."""
         kinds = ("loaded", "resized", "new", "unused", "reset", *["inflated"] * bool(self.inflated))
-        origin = {"prefix": [self.prefix] * bool(self.prefix), "key": [self.key] * bool(self.beside)}
+        origin = {
+            "prefix": [self.prefix] * bool(self.prefix),
+            "key": [self.key] * bool(self.beside),
+            "format": [self.format] * bool(self.format),
+        }
         return {kind: list(getattr(self, kind)) for kind in kinds} | {k: v for k, v in origin.items() if v}
 
     def _origin(self) -> list[str]:
-        """Sentences about prefix and key, if they are not obvious."""
+        """Sentences about format, prefix and key, if they are not obvious."""
         sentences = []
+        if self.format:
+            sentences.append(f"converted from {self.format}")
         if self.prefix:
             sentences.append(f"common prefix {show_text(self.prefix)!r} removed from all names")
         if self.beside:
@@ -166,16 +187,32 @@ def list_names(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + more
 
 
-def save_weights(
-    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+class Recipe(Protocol):
+    """How the clips of a model are cut, such as :class:`~videomaskfeat.recipe.ClassifyRecipe`."""
+
+    key: ClassVar[str]
+
+    def to_json(self) -> str:
+        """JSON for the metadata key ``key``."""
+        ...
+
+
+def save_model(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    recipe: Recipe | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a model's weights as safetensors, with its name and arguments as metadata.
+    """Write a model's weights as safetensors, with its name and arguments; :func:`load_model` reads it.
 
     The file is written completely or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
-        path: a local file, usually ``.safetensors``.
         model: created by :func:`~videomaskfeat.models.zoo.create_model`.
+        path: a local file, usually ``.safetensors``.
+        recipe: how clips are cut, so that ``load_classifier``, ``load_encoder`` or ``load_detector`` read the
+            file, such as ``VideoDataset.recipe``.
         metadata: more texts for the file, by key; not "model" or "arguments".
 
     Raises:
@@ -191,14 +228,26 @@ def save_weights(
     name, arguments = created_as
     state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
+    if recipe is not None:
+        own[recipe.key] = recipe.to_json()
     write_safetensors(Path(path), state, {**(metadata or {}), **own})
 
 
-def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> nn.Module:
-    """Build the model described in a file of :func:`save_weights`, and load its weights.
+def save_weights(
+    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
+) -> None:
+    """:func:`save_model` with the path first."""
+    save_model(model, path, metadata=metadata)
+
+
+def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cpu") -> Encoder:
+    """Build the model described in a file of :func:`save_model`, and load its weights.
+
+    The file may also be a checkpoint of another project whose format is recognized; see "Weights of other
+    projects" in the documentation.
 
     Args:
-        path: a safetensors file, local or remote.
+        path: a weights file, local or remote, or a folder of transformers or timm.
         device: device of the model.
 
     Returns:
@@ -208,7 +257,18 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
         UserError: the file is missing or damaged, has no model name or has invalid arguments, or the weights
             do not fit.
     """
-    text = os.fspath(path)
+    text = weights_file(path)
+    if not _is_own(text):
+        converted = convert_weights(text)
+        if converted is not None:
+            model, _ = build_converted(text, converted)
+            return model.to(device)
+        if not text.endswith(".safetensors"):
+            raise UserError(
+                f"{text}: neither weights of this package nor a known format of another project; for a "
+                "checkpoint of PySlowFast, use load_slowfast with its YAML; for a state dict, create the "
+                "model with create_model and use load_weights"
+            )
     name, arguments = created_as(text)
     try:
         model = create_unset(name, **arguments)
@@ -218,8 +278,62 @@ def load_model(path: str | os.PathLike[str], *, device: str | torch.device = "cp
     return model.to(device).eval()
 
 
+def build_converted(path: str, converted: Any) -> tuple[Encoder, LoadReport]:
+    """Build the model of converted weights (:class:`~videomaskfeat.interop.formats.Converted`).
+
+    Returns:
+        The model, in evaluation mode, and the use of every weight.
+
+    Raises:
+        UserError: the weights do not fit the model that their shapes describe.
+    """
+    try:
+        model = create_unset(converted.name, **converted.arguments)
+        report = load_into(model, converted.state, allow_unused=converted.unused, source=path)
+    except UserError as error:
+        raise UserError(
+            f"{path}: recognized as {converted.title}, but not a model of this package: {error}"
+        ) from error
+    return model.eval(), dataclasses.replace(report, format=converted.title)
+
+
+def convert_weights(path: str, *, key: str = "", format: str = "auto", **choices: Any) -> Any:
+    """Convert a weights file of another project; see :func:`videomaskfeat.interop.other_projects.convert`.
+
+    Args:
+        path, key: as for :func:`read_weights`.
+        format, choices: as for ``convert``.
+
+    Returns:
+        The :class:`~videomaskfeat.interop.formats.Converted`; None if no format is recognized.
+
+    Raises:
+        UserError: as both.
+    """
+    path = weights_file(path)
+    weights = read_weights(path, key=key)
+    return import_object(_CONVERT)(
+        path, weights.state, key=weights.key, content=weights.content, format=format, choices=choices
+    )
+
+
+def weights_file(path: str | os.PathLike[str]) -> str:
+    """The path of a weights file, or of the weights in a folder of transformers or timm."""
+    text = os.fspath(path)
+    if is_folder(text):
+        for name in _FOLDER_FILES:
+            if is_file(os.path.join(text, name)):
+                return os.path.join(text, name)
+    return text
+
+
+def _is_own(path: str) -> bool:
+    """Whether the file is a safetensors file with the name of one of our models."""
+    return path.endswith(".safetensors") and "model" in read_metadata(path)
+
+
 def created_as(path: str) -> tuple[str, dict[str, Any]]:
-    """Name and arguments in a file of :func:`save_weights`, unchecked; raises as :func:`load_model`."""
+    """Name and arguments in a file of :func:`save_model`, unchecked; raises as :func:`load_model`."""
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
@@ -246,11 +360,13 @@ class Weights:
         state: tensors on the CPU, by name.
         key: key of the weights in a checkpoint; empty if the file contains only weights.
         beside: keys of other weights in the file, such as a moving average.
+        content: the whole checkpoint; empty if the file contains only weights.
     """
 
     state: dict[str, Tensor]
     key: str = ""
     beside: tuple[str, ...] = ()
+    content: Mapping[str, Any] = dataclasses.field(default_factory=dict, repr=False)
 
 
 def read_state(path: str | os.PathLike[str], *, key: str = "") -> dict[str, Tensor]:
@@ -258,21 +374,24 @@ def read_state(path: str | os.PathLike[str], *, key: str = "") -> dict[str, Tens
     return read_weights(path, key=key).state
 
 
-def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
+def read_weights(
+    path: str | os.PathLike[str], *, key: str = "", keys: Sequence[str] = _STATE_KEYS
+) -> Weights:
     """Read the weights in a file without running code that it may contain.
 
     Args:
-        path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``) with a state dict or a
-            checkpoint.
-        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of
-            "model_state" (PySlowFast), "state_dict", "model" and "module" that exists, otherwise the only key
-            with weights.
+        path: ``.safetensors``, or a torch file (``.pyth``, ``.pt``, ``.pth``, ``.bin``) with a state dict or
+            a checkpoint; or a folder of transformers or timm.
+        key: key of the weights in a checkpoint, levels separated by dots. If empty, the first of ``keys``
+            that exists, otherwise the only key with weights.
+        keys: usual keys; by default "model_state" (PySlowFast), "state_dict", "model", "module",
+            "target_encoder" (V-JEPA), "ema_encoder" and "encoder".
 
     Raises:
         UserError: the file is missing or damaged, or contains pickled code, no weights, or several sets of
             weights without a ``key``.
     """
-    text = os.fspath(path)
+    text = weights_file(path)
     if text.endswith(".safetensors"):
         if key:
             raise UserError(f"{text}: a safetensors file contains one set of weights; remove the key {key!r}")
@@ -288,7 +407,7 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
             known = f"known keys: {', '.join(map(show_text, sets))}" if sets else "no key has weights"
             raise UserError(f"{text}: there are no weights under the key {key!r}; {known}")
     else:
-        key, value = _main_weights(text, checkpoint, sets)
+        key, value = _main_weights(text, checkpoint, sets, keys)
     state = dict(cast(Mapping[str, Tensor], value))
     size = os.path.getsize(local_path(text))
     for name, tensor in state.items():
@@ -297,14 +416,15 @@ def read_weights(path: str | os.PathLike[str], *, key: str = "") -> Weights:
                 f"{text}: {show_text(name)} has shape {tuple(tensor.shape)}, which is larger than the file; "
                 "the file is damaged: copy or download it again"
             )
-    return Weights(state, key, tuple(name for name in sets if name != key))
+    others = tuple(name for name in sets if name != key)
+    return Weights(state, key, others, cast(Mapping[str, Any], checkpoint) if key else {})
 
 
 def _main_weights(
-    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...]
+    path: str, checkpoint: Mapping[Any, Any], sets: tuple[str, ...], keys: Sequence[str]
 ) -> tuple[str, Mapping[str, Tensor]]:
     """Key and weights of a checkpoint if no key is given; see :func:`read_weights`."""
-    key = next((name for name in _STATE_KEYS if isinstance(checkpoint.get(name), Mapping)), None)
+    key = next((name for name in keys if isinstance(checkpoint.get(name), Mapping)), None)
     if key is None and len(sets) == 1 and not _is_state(checkpoint):
         key = sets[0]
     if key is None and len(sets) > 1:
@@ -314,13 +434,13 @@ def _main_weights(
         )
     state = checkpoint if key is None else checkpoint[key]
     if not state:
-        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(_STATE_KEYS)})")
+        raise UserError(f"{path} contains no weights (a state dict, alone or under {', '.join(keys)})")
     if not _is_state(state):
         other = next(name for name, value in state.items() if not _is_entry(name, value))
         shown = repr(other if isinstance(other, str | int) else type(other).__name__)[:100]
         raise UserError(
             f"{path}: {shown} is not a tensor, so this is not a state dict; weights must be at the top level "
-            f"or under {', '.join(_STATE_KEYS)}"
+            f"or under {', '.join(keys)}"
         )
     return key or "", state
 
@@ -337,51 +457,153 @@ def _is_state(value: object) -> bool:
 def load_weights(
     model: nn.Module, path: str | os.PathLike[str], *, key: str = "", **options: Any
 ) -> LoadReport:
-    """Read the weights in a file and load them into a model, in place.
+    """Read the weights in a file, ours or of another project, and load them into a model, in place.
 
     Args:
         path, key: see :func:`read_weights`, also for the errors.
         options: arguments of :func:`load_into`, except ``source``.
 
     Returns:
-        The report of :func:`load_into`, with the keys.
+        The report of :func:`load_into`, with the keys and the format.
     """
-    return _load(model, read_weights(path, key=key), os.fspath(path), **options)
+    return _load(model, _read_for(model, path, key), **options)
 
 
-def _load(model: nn.Module, weights: Weights, path: str, **options: Any) -> LoadReport:
+@dataclass(frozen=True)
+class _Read:
+    """Weights in our names, and the model that they are from: name and arguments, or None if unknown."""
+
+    path: str
+    weights: Weights
+    created_as: tuple[str, dict[str, Any]] | None
+    converted: Any = None
+
+
+def _read_for(model: nn.Module, path: str | os.PathLike[str], key: str) -> _Read:
+    """Read weights for a model; those of another project are converted.
+
+    Raises:
+        UserError: as :func:`read_weights`, or the other model has another number of heads.
+    """
+    text = weights_file(path)
+    weights = read_weights(text, key=key)
+    if _is_own(text):
+        own = created_as(text)
+        return _Read(text, weights, own if own[0] in MODELS else None)
+    name, arguments = getattr(model, "created_as", ("", {}))
+    arguments = arguments_of(name, arguments) if name in MODELS else {}
+    converted = import_object(_CONVERT)(
+        text,
+        weights.state,
+        key=weights.key,
+        content=weights.content,
+        choices={heads: arguments.get(heads) for heads in _HEADS},
+    )
+    if converted is None:
+        return _Read(text, weights, None)
+    for heads in _HEADS:
+        mine, theirs = arguments.get(heads), converted.arguments.get(heads)
+        if mine is not None and theirs not in (None, mine):
+            raise UserError(
+                f"{text}: {converted.title} with {theirs} {heads.replace('_', ' ')}, but the model has "
+                f"{mine}; set model.arguments.{heads}={theirs}"
+            )
+    weights = dataclasses.replace(weights, state=converted.state)
+    return _Read(text, weights, (converted.name, converted.arguments), converted)
+
+
+def _load(model: nn.Module, read: _Read, **options: Any) -> LoadReport:
     """Load weights that were read from a file."""
-    state = {**_learned_positions(model, path), **weights.state}
-    report = load_into(model, state, source=path, **options)
-    return dataclasses.replace(report, key=weights.key, beside=weights.beside)
-    return dataclasses.replace(report, key=weights.key, beside=weights.beside)
+    state = _adapt_positions(model, read)
+    converted = read.converted
+    if converted is None:
+        report = load_into(model, state, source=read.path, **options)
+        return dataclasses.replace(report, key=read.weights.key, beside=read.weights.beside)
+    options["allow_unused"] = (*options.get("allow_unused", ()), *converted.unused)
+    try:
+        report = load_into(model, state, source=read.path, **options)
+    except UserError as error:
+        arguments = ", ".join(f"{name} {value}" for name, value in converted.arguments.items())
+        raise UserError(
+            f"{error}. The file is {converted.title}: model {converted.name} with {arguments}; "
+            "`videomaskfeat import-weights` writes a config with them"
+        ) from error
+    clip = converted.recipe.clip
+    return dataclasses.replace(
+        report,
+        key=read.weights.key,
+        beside=read.weights.beside,
+        format=converted.title,
+        normalization=(clip.mean, clip.std),
+    )
 
 
-def _learned_positions(model: nn.Module, path: str) -> dict[str, Tensor]:
-    """Initial values of a model's learned position tables if the file's model has fixed positions.
+def _adapt_positions(model: nn.Module, read: _Read) -> dict[str, Tensor]:
+    """The weights with absolute positions in the form and for the grid of the model, if both are known.
 
-    Fine-tuning learns the positions that MAE pre-training fixes, as MAE's code does.
+    Fixed positions become the initial values of learned ones: fine-tuning learns the positions that MAE
+    pre-training fixes, as MAE's code does. A learned table of another grid is interpolated.
+
+    Raises:
+        UserError: the positions of VideoMAE in a model with other fixed or separable positions.
     """
-    if not isinstance(model, Encoder) or not path.endswith(".safetensors"):
-        return {}
-    if read_metadata(path).get("model") not in MODELS:
-        return {}
-    arguments = arguments_of(*created_as(path))
-    kind = arguments.get("absolute_positions")
-    if kind not in FIXED or (model.pos_embed is None and model.pos_embed_spatial is None):
-        return {}
+    state = read.weights.state
+    if not isinstance(model, Encoder) or read.created_as is None:
+        return state
+    arguments = arguments_of(*read.created_as)
+    kind = arguments.get("absolute_positions", "none")
+    if kind == "sincos_1d" and (model.pos_embed is None and model.fixed_positions != kind):
+        raise UserError(
+            f"{read.path}: its fixed positions are those of VideoMAE (sincos_1d), which the model cannot "
+            "take; set model.arguments.absolute_positions=sincos_1d, or joint to learn them"
+        )
+    learned = model.pos_embed is not None or model.pos_embed_spatial is not None
+    if not learned or kind not in (*FIXED, "joint"):
+        return state
     frames, height, width = arguments["clip_size"]
     stride = as_triple(arguments["cube_stride"])
     grid = TokenGrid.from_clip(frames=frames, height=height, width=width, stride=stride)
     prefix = int(arguments["class_token"])
+    if kind == "joint":
+        return _resize_joint(model, state, grid, prefix)
     device = torch.device("cpu")
     table = fixed_positions(kind, arguments["width"], grid, prefix=prefix, device=device)  # [1, P+N, D]
     if model.pos_embed is not None:
-        return {TABLE: table}
+        return _resize_joint(model, {**state, TABLE: table}, grid, prefix)
     places = table[:, prefix:].unflatten(1, (grid.t, -1))  # [1, t, h*w, D]
     # Every channel depends either on time or on space, so the positions are the sum of two tables.
     tables = {SPACE: places[:, 0], TIME: places[:, :, 0] - places[:, :1, 0]}
-    return {**tables, CLASS: table[:, :1]} if prefix else tables
+    if prefix:
+        tables[CLASS] = table[:, :1]
+    return {**tables, **state}
+
+
+def _resize_joint(
+    model: Encoder, state: dict[str, Tensor], grid: TokenGrid, prefix: int
+) -> dict[str, Tensor]:
+    """Interpolate a joint table of a known grid of several time steps to the model's grid."""
+    table, native = state.get(TABLE), model.native_grid
+    if table is None or native == grid or grid.t == 1 or prefix != model.prefix or model.pos_embed is None:
+        return state
+    if table.shape[1] != prefix + grid.size or grid.size == native.size:
+        return state  # of a length that fits, the grid may only be a guess
+    first, places = table.split([prefix, grid.size], dim=1)
+    resized = joint_positions(places.float(), grid, native).to(table.dtype)
+    return {**state, TABLE: torch.cat([first, resized], dim=1)}
+
+
+def load_initial(model: nn.Module, path: str | os.PathLike[str]) -> LoadReport:
+    """Load initial weights; those outside the encoder may be missing, unused or of another shape.
+
+    A line of the log has the report.
+
+    Raises:
+        UserError: as :func:`load_weights`.
+    """
+    heads = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
+    report = load_weights(model, path, allow_missing=heads, allow_unused=heads, allow_reset=heads)
+    logger.info("%s: %s", os.fspath(path), report)
+    return report
 
 
 def load_pretrained(model: nn.Module, keys: Any, *, leave_out: Iterable[str] = ()) -> LoadReport:
@@ -422,7 +644,8 @@ def load_student(student: nn.Module, encoder: nn.Module, keys: Any) -> LoadRepor
     Raises:
         UserError: as :func:`load_weights`.
     """
-    weights, model = read_weights(keys.weights, key=keys.weights_key), encoder
+    read, model = _read_for(encoder, keys.weights, keys.weights_key), encoder
+    weights = read.weights
     heads: Collection[str] = (*_HEAD_ONLY, *_PRETRAINING_ONLY)
     learned = without_prefix(encoder.state_dict(), weights.state)[0].keys() & {TABLE, SPACE, TIME}
     if learned and getattr(encoder, "fixed_positions", None):
@@ -439,8 +662,7 @@ def load_student(student: nn.Module, encoder: nn.Module, keys: Any) -> LoadRepor
             heads = {name for name in (*state, *student.state_dict()) if not name.startswith(prefix)}
     return _load(
         model,
-        weights,
-        keys.weights,
+        read,
         allow_missing=(*heads, *keys.allow_missing),
         allow_unused=(*heads, *keys.allow_unused),
         allow_reset=heads,

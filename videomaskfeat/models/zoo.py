@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
@@ -15,6 +17,7 @@ from videomaskfeat import import_object
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import TRAINED, argument_defaults, build_checked
+from videomaskfeat.plugins import import_class, is_plugin
 
 MVIT, VIT = "videomaskfeat.models.mvit:MViT", "videomaskfeat.models.vit:ViT"
 MASKFEAT, MAE = "videomaskfeat.models.maskfeat:MaskFeat", "videomaskfeat.models.mae:MAE"
@@ -169,6 +172,9 @@ MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 
 
+PLUGIN_HEADS = {"maskfeat": MASKFEAT, "classifier": CLASSIFIER, "detector": DETECTOR}
+"""Heads of a plug-in encoder by the third part of its name, ``package.module:Class:HEAD``."""
+
 DENSE_FORM = (
     "an MAE encoder sees the visible tokens only, but MViTv2's pooling needs the whole grid; use the dense "
     "form, with mask tokens at hidden positions: model "
@@ -177,10 +183,65 @@ DENSE_FORM = (
 """Reason and remedy, for error messages, if a masked autoencoder on MViTv2 is requested."""
 
 
-def create_model(name: str, **arguments: Any) -> nn.Module:
-    """Create a named model with fresh weights from torch's global generator (seed it first).
+def named_model(name: str) -> NamedModel:
+    """A model of :data:`MODELS`, or a plug-in.
+
+    A plug-in is an :class:`~videomaskfeat.models.encoder_base.Encoder`: ``package.module:Class``, or with a
+    head of :data:`PLUGIN_HEADS` ``package.module:Class:HEAD``. Its class gets the first name as
+    ``encoder_name``.
+
+    Raises:
+        UserError: the name or the head is unknown, or the plug-in cannot be imported or is no encoder.
+    """
+    if not is_plugin(name):
+        check_name("model", name, MODELS)
+        return MODELS[name]
+    module, cls, *head = name.split(":", 2)
+    if head:
+        check_name(f"model {name!r}: head", head[0], PLUGIN_HEADS)
+    entry = f"{module}:{cls}"
+    encoder = import_class("model", entry, Encoder)
+    if vars(encoder).get("encoder_name") not in MODELS:
+        encoder.encoder_name = entry
+    return NamedModel((*(PLUGIN_HEADS[one] for one in head), entry), {})
+
+
+def with_default_head(name: str, head: str) -> str:
+    """The name of a plug-in encoder with a head of :data:`PLUGIN_HEADS`; other names are unchanged.
+
+    Raises:
+        UserError: as :func:`named_model`.
+    """
+    if not is_plugin(name) or name.count(":") > 1:
+        return name
+    headed = (CLASSIFIER, DETECTOR, "videomaskfeat.models.maskfeat:MaskedModel")
+    has_head = issubclass(named_model(name).build, tuple(import_object(entry) for entry in headed))
+    return name if has_head else f"{name}:{head}"
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names of :func:`create_model` that match a pattern, sorted.
+
+    >>> list_models("mae_vit_[bl]")
+    ['mae_vit_b', 'mae_vit_l']
+
+    Args:
+        pattern: ``*`` stands for any letters, ``?`` for one, ``[ab]`` for one of several.
+    """
+    return sorted(name for name in MODELS if fnmatchcase(name, pattern))
+
+
+def create_model(
+    name: str,
+    *,
+    num_classes: int | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    **arguments: Any,
+) -> Encoder:
+    """Create a named model; new weights are drawn from torch's global generator (seed it first).
 
     >>> create_model("maskfeat_mvitv2_s", drop_path=0.1)  # doctest: +SKIP
+    >>> create_model("vit_b", num_classes=12, weights="runs/first/weights.safetensors")  # doctest: +SKIP
 
     Args:
         name: a key of :data:`MODELS`: maskfeat_mvitv2_{s,l} (pre-training), maskfeat_mvitv2_{s,l}_classifier
@@ -188,7 +249,11 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
             classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
             (fine-tuning), vit_{s,b,l,h}_detector, and all ViTs except detectors for images with the suffix
             _image; for CPUs a nano (8x64x64) and a pico size (4x32x32) of each kind; mvitv2_encoder and
-            vit_encoder without a head.
+            vit_encoder without a head. Or a plug-in, see :func:`named_model`.
+        num_classes: number of classes of a classifier, or of actions of a detector: the argument ``classes``.
+        weights: file of initial weights; see :func:`~videomaskfeat.models.weights.load_weights`. Weights
+            outside the encoder may be missing, unused or of another shape, and a line of the log reports the
+            use of all. None: new weights.
         arguments: arguments that differ from the named model's; see :class:`~videomaskfeat.models.mvit.MViT`,
             :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
             :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.heads.Classifier` and
@@ -199,13 +264,28 @@ def create_model(name: str, **arguments: Any) -> nn.Module:
         :func:`~videomaskfeat.models.weights.save_weights`.
 
     Raises:
-        UserError: an unknown name or argument, a value of the wrong type or out of range, or a model whose
-            training needs more memory than the machine has.
+        UserError: an unknown name or argument, a value of the wrong type or out of range, a model whose
+            training needs more memory than the machine has, or weights that do not fit.
     """
-    return create_model_from(name, arguments)
+    if num_classes is not None:
+        if "classes" in arguments:
+            raise UserError(f"model {name!r}: num_classes and classes are the same; set one of them")
+        name = with_default_head(name, "classifier")
+        if "classes" not in arguments_of(name):
+            raise UserError(
+                f"model {name!r} has no classes, so num_classes={num_classes} has no meaning; use a "
+                "classifier or a detector, see list_models()"
+            )
+        arguments["classes"] = num_classes
+    model = create_model_from(name, arguments)
+    if weights is not None:
+        from videomaskfeat.models.weights import load_initial  # imports this module
+
+        load_initial(model, weights)
+    return model
 
 
-def create_unset(name: str, /, **arguments: Any) -> nn.Module:
+def create_unset(name: str, /, **arguments: Any) -> Encoder:
     """:func:`create_model` with undefined weights; all must be loaded afterwards.
 
     Only the weights must fit into memory. Drawing the initial weights of a large model takes longer than
@@ -216,7 +296,7 @@ def create_unset(name: str, /, **arguments: Any) -> nn.Module:
     return model.to_empty(device="cpu")
 
 
-def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = TRAINED) -> nn.Module:
+def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = TRAINED) -> Encoder:
     """:func:`create_model` for arguments from a config or file; an argument may be called "name".
 
     ``times`` is the required memory as a multiple of the weights; on torch's "meta" device always 1.
@@ -225,20 +305,20 @@ def create_model_from(name: str, arguments: Mapping[str, Any], *, times: int = T
         times = 1
     if name.startswith("mae_mvit"):
         raise UserError(f"model {name!r}: {DENSE_FORM}")
-    check_name("model", name, MODELS)
-    named = MODELS[name]
+    named = named_model(name)
     arguments = {**named.arguments, **arguments}
     return build_checked(named.build, f"model {name!r}", name, arguments, times=times)
 
 
 def arguments_of(name: str, changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """All arguments of ``create_model(name, **changes)``, defaults included."""
-    return {**argument_defaults(MODELS[name].build), **MODELS[name].arguments, **(changes or {})}
+    named = named_model(name)
+    return {**argument_defaults(named.build), **named.arguments, **(changes or {})}
 
 
 def encoder_arguments(encoder: type[Encoder], arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a model with a head that belong to its encoder."""
-    known = argument_defaults(MODELS[encoder.encoder_name].build)
+    known = argument_defaults(named_model(encoder.encoder_name).build)
     return {name: value for name, value in arguments.items() if name in known}
 
 
@@ -264,7 +344,6 @@ def encoder_of(model: nn.Module) -> Encoder:
     arguments = encoder_arguments(type(model), created_as[1])
     arguments |= {"final_norm": not isinstance(model.norm, nn.Identity), "mean_first": model.mean_first}
     encoder = create_model_from(model.encoder_name, arguments, times=1)
-    assert isinstance(encoder, Encoder)
     state = model.state_dict()
     encoder.load_state_dict({name: state[name] for name in encoder.state_dict()})
     return encoder.eval()

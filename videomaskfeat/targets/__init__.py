@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from videomaskfeat import import_object, import_submodule
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat import import_submodule
+from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.models.limits import check_arguments
+from videomaskfeat.plugins import find_class
 from videomaskfeat.recipe import ChannelValues, ClipRecipe, read_clip_recipe, recipe_texts
 from videomaskfeat.targets.target import Target
 
@@ -41,9 +42,12 @@ _SOURCES = {
 
 
 def target_class(name: str) -> type[Target]:
-    """The class of a target in :data:`TARGETS`."""
-    cls: type[Target] = import_object(TARGETS[name])
-    return cls
+    """The class of a target in :data:`TARGETS`, or of a plug-in ``package.module:Class``.
+
+    Raises:
+        UserError: the name is unknown, or the plug-in cannot be imported or is no :class:`Target`.
+    """
+    return find_class("target.name", name, TARGETS, Target)
 
 
 def names_weights_file(teacher: str) -> bool:
@@ -55,7 +59,7 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
     """Build a target by its name.
 
     Args:
-        name: a key of ``TARGETS``.
+        name: a key of ``TARGETS``, or ``package.module:Class``.
         arguments: arguments that differ from its defaults.
         clip: the run's clips. Its mean and std are passed as ``clip_mean`` and ``clip_std``, and this
             function as ``build``, if the target has these arguments.
@@ -63,7 +67,6 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
     Raises:
         UserError: an unknown name, invalid arguments, or a missing file of a tokenizer or teacher.
     """
-    check_name("target.name", name, TARGETS)
     build = target_class(name)
     parameters = inspect.signature(build).parameters
     from_run: dict[str, Any] = {

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder, list_folder, local_path
+from videomaskfeat.models import published_vit
 from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.layers import per_channel
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.models.zoo import MODELS, encoder_of
+from videomaskfeat.plugins import is_plugin
 from videomaskfeat.targets import HUGGING_FACE, names_weights_file
 from videomaskfeat.targets.target import Target
 from videomaskfeat.tensor_files import read_metadata
@@ -36,14 +38,14 @@ class Teacher(nn.Module, ABC):
 
     Attributes:
         output_stride: frames, rows and columns of the clip per feature.
-        width: feature width, D.
+        widths: feature width per depth; their sum is D.
         mean, std: normalization of its clips, one number or one per channel; None if unknown.
         files: files that it was read from.
         grid_remedy: how to change its grid, for error messages.
     """
 
     output_stride: Triple
-    width: int
+    widths: tuple[int, ...]
     mean: float | Sequence[float] | None = None
     std: float | Sequence[float] | None = None
     files: tuple[str, ...] = ()
@@ -57,30 +59,41 @@ class Teacher(nn.Module, ABC):
 class EncoderTeacher(Teacher):
     """An encoder of this framework, of clips, or of images applied per frame.
 
-    ``depth`` and ``frame_stride``: see :func:`load_teacher`.
+    ``depths`` and ``frame_stride``: see :func:`load_teacher`.
     """
 
-    def __init__(self, encoder: Encoder, *, depth: int | None, frame_stride: int) -> None:
+    def __init__(self, encoder: Encoder, *, depths: tuple[int, ...], frame_stride: int) -> None:
         super().__init__()
         blocks = len(encoder.blocks)
-        if depth is not None and not 1 <= depth <= blocks:
-            raise UserError(f"teacher depth {depth}: the teacher has blocks 1..{blocks}")
-        self.encoder, self.depth = encoder, depth
+        for depth in depths:
+            if not 1 <= depth <= blocks:
+                raise UserError(f"teacher depth {depth}: the teacher has blocks 1..{blocks}")
+        self.encoder, self.depths = encoder, depths
         strides = encoder.strides()
-        last = blocks if depth is None else depth
-        time, rows, columns = strides[last]
+        read = depths or (blocks,)
+        if len({strides[depth] for depth in read}) > 1:
+            raise UserError(
+                f"teacher depths {list(depths)}: their features are on different grids; "
+                f"{_depth_remedy(strides)}"
+            )
+        time, rows, columns = strides[read[0]]
         self.per_frame = encoder.native_grid.t == 1 and encoder.patch_embed.stride[0] == 1
         self.frame_stride = frame_stride
         self.output_stride = (frame_stride if self.per_frame else time, rows, columns)
-        self.width = encoder.block_widths[last - 1]
+        self.widths = tuple(encoder.block_widths[depth - 1] for depth in read)
         self.grid_remedy = _FRAME_REMEDY if self.per_frame else _depth_remedy(strides)
 
     def forward(self, clips: Tensor) -> Tensor:
         if not self.per_frame:
-            return self.encoder.features(clips, depth=self.depth, pooled=False)
+            return self._features(clips)
         frames = clips[:, :, :: self.frame_stride].transpose(1, 2)  # [B, t, C, H, W]
-        features = self.encoder.features(frames.flatten(0, 1)[:, :, None], depth=self.depth, pooled=False)
+        features = self._features(frames.flatten(0, 1)[:, :, None])
         return features[:, 0].unflatten(0, frames.shape[:2])  # [B*t, 1, h, w, D] -> [B, t, h, w, D]
+
+    def _features(self, clips: Tensor) -> Tensor:
+        if not self.depths:
+            return self.encoder.features(clips, pooled=False)
+        return torch.cat(self.encoder.features_at(clips, self.depths), dim=-1)
 
 
 class FrameTeacher(Teacher):
@@ -90,15 +103,15 @@ class FrameTeacher(Teacher):
     ``last_hidden_state`` [n, P+N, D]) and timm's (``patch_embed.patch_size``, ``embed_dim``, and
     ``forward_features`` -> [n, P+N, D]). The last N tokens are the grid's, row by row.
 
-    ``depth`` and ``frame_stride``: see :func:`load_teacher`; ``name``: for error messages.
+    ``depths`` and ``frame_stride``: see :func:`load_teacher`; ``name``: for error messages.
 
     Raises:
         UserError: neither interface, or a depth that is not available.
     """
 
-    def __init__(self, model: nn.Module, *, depth: int | None, frame_stride: int, name: str) -> None:
+    def __init__(self, model: nn.Module, *, depths: tuple[int, ...], frame_stride: int, name: str) -> None:
         super().__init__()
-        self.model, self.depth, self.frame_stride, self.name = model, depth, frame_stride, name
+        self.model, self.depths, self.frame_stride, self.name = model, depths, frame_stride, name
         config = getattr(model, "config", None)
         self.hugging_face = hasattr(config, "patch_size") and hasattr(config, "hidden_size")
         timm = hasattr(model, "forward_features") and hasattr(
@@ -110,15 +123,17 @@ class FrameTeacher(Teacher):
                 "transformer (config.patch_size, config.hidden_size) nor timm's (patch_embed.patch_size, "
                 "forward_features); use another model"
             )
-        if depth is not None and not self.hugging_face:
+        if depths and not self.hugging_face:
             raise UserError(f"teacher {name}: only Hugging Face models support depth; remove it")
         layers = getattr(config, "num_hidden_layers", None)
-        if depth is not None and layers is not None and not 1 <= depth <= layers:
-            raise UserError(f"teacher depth {depth}: {name} has blocks 1..{layers}")
+        for depth in depths:
+            if layers is not None and not 1 <= depth <= layers:
+                raise UserError(f"teacher depth {depth}: {name} has blocks 1..{layers}")
         source: Any = config if self.hugging_face else cast(Any, model).patch_embed
         rows, columns = _pair(source.patch_size)
         self.output_stride = (frame_stride, rows, columns)
-        self.width = int(source.hidden_size if self.hugging_face else cast(Any, model).embed_dim)
+        width = int(source.hidden_size if self.hugging_face else cast(Any, model).embed_dim)
+        self.widths = (width,) * max(len(depths), 1)
         facts = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
         if isinstance(facts, dict):
             self.mean, self.std = facts.get("mean"), facts.get("std")
@@ -141,22 +156,25 @@ class FrameTeacher(Teacher):
             return cast(Tensor, model.forward_features(frames))
         parameters = inspect.signature(model.forward).parameters
         options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
-        if self.depth is None:
+        if not self.depths:
             return cast(Tensor, model(pixel_values=frames, **options).last_hidden_state)
         states = model(pixel_values=frames, output_hidden_states=True, **options).hidden_states
-        if not 1 <= self.depth < len(states):
-            raise UserError(f"teacher depth {self.depth}: {self.name} has blocks 1..{len(states) - 1}")
-        return cast(Tensor, states[self.depth])
+        for depth in self.depths:
+            if not 1 <= depth < len(states):
+                raise UserError(f"teacher depth {depth}: {self.name} has blocks 1..{len(states) - 1}")
+        return torch.cat([states[depth] for depth in self.depths], dim=-1)
 
 
-def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) -> Teacher:
+def load_teacher(name: str, *, depth: int | Sequence[int] | None = None, frame_stride: int = 2) -> Teacher:
     """Load a frozen teacher in evaluation mode, on the CPU.
 
     Args:
-        name: a weights file of this framework (safetensors, any encoder); ``hf:FOLDER``, a folder written by
-            Hugging Face's ``save_pretrained``; or ``package.module:callable``, a function that returns a
-            model for :class:`FrameTeacher`.
-        depth: block whose features are used, from 1; None for the last, after the final norm.
+        name: a weights file of this framework (safetensors, any encoder); a checkpoint of DINO, DINOv2 or
+            iBOT (see :func:`~videomaskfeat.models.published_vit.load_published_vit`); ``hf:FOLDER``, a folder
+            written by Hugging Face's ``save_pretrained``; or ``package.module:callable``, a function that
+            returns a model for :class:`FrameTeacher`.
+        depth: block whose features are used, from 1, or several, whose features are concatenated; None for
+            the last, after the final norm.
         frame_stride: step between the frames that an image model sees.
 
     Raises:
@@ -164,41 +182,43 @@ def load_teacher(name: str, *, depth: int | None = None, frame_stride: int = 2) 
     """
     if frame_stride < 1:
         raise UserError(f"teacher frame_stride {frame_stride} must be 1 or more")
+    depths = () if depth is None else (depth,) if isinstance(depth, int) else tuple(depth)
+    if depth is not None and not depths:
+        raise UserError("teacher depth [] must be a block, a list of blocks, or null")
     if name.startswith(HUGGING_FACE):
-        teacher = _from_folder(name[len(HUGGING_FACE) :], depth=depth, frame_stride=frame_stride)
+        teacher = _from_folder(name[len(HUGGING_FACE) :], depths=depths, frame_stride=frame_stride)
     elif not names_weights_file(name):
         model = _from_callable(name)
-        teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=name)
+        teacher = FrameTeacher(model, depths=depths, frame_stride=frame_stride, name=name)
     else:
-        teacher = _from_weights(name, depth=depth, frame_stride=frame_stride)
+        teacher = _from_weights(name, depths=depths, frame_stride=frame_stride)
     return teacher.requires_grad_(False).eval()
 
 
-def _from_weights(path: str, *, depth: int | None, frame_stride: int) -> Teacher:
+def _from_weights(path: str, *, depths: tuple[int, ...], frame_stride: int) -> Teacher:
     if is_file(path) and not path.endswith(".safetensors"):
-        raise UserError(
-            f"teacher {path} is not a safetensors file; use the weights.safetensors of a run ("
-            f"import-slowfast converts PySlowFast checkpoints), "
-            f"{HUGGING_FACE}FOLDER, or package.module:callable"
+        teacher = EncoderTeacher(
+            published_vit.load_published_vit(path), depths=depths, frame_stride=frame_stride
         )
+        teacher.mean, teacher.std, teacher.files = published_vit.MEAN, published_vit.STD, (path,)
+        return teacher
     model = read_metadata(path).get("model")
-    if model is not None and model not in MODELS:
+    if model is not None and model not in MODELS and not is_plugin(model):
         raise UserError(
             f"teacher {path} contains the model {model!r}, which has no features of clips; use the "
             "weights.safetensors of a pre-training or fine-tuning run, or of an encoder"
         )
     encoder = encoder_of(load_model(path))
-    teacher = EncoderTeacher(encoder, depth=depth, frame_stride=frame_stride)
+    teacher = EncoderTeacher(encoder, depths=depths, frame_stride=frame_stride)
     teacher.files = (path,)
     return teacher
 
 
-def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teacher:
+def _from_folder(folder: str, *, depths: tuple[int, ...], frame_stride: int) -> Teacher:
     if not is_folder(folder) or not is_file(os.path.join(folder, "config.json")):
         raise UserError(
             f"teacher {HUGGING_FACE}{folder}: there is no folder with a "
-            f"config.json; use one that save_pretrained "
-            "save_pretrained wrote (nothing is downloaded)"
+            "config.json; use one that save_pretrained wrote (nothing is downloaded)"
         )
     try:
         from transformers import AutoModel
@@ -213,7 +233,7 @@ def _from_folder(folder: str, *, depth: int | None, frame_stride: int) -> Teache
         raise UserError(
             f"teacher {HUGGING_FACE}{folder}: cannot be loaded: {str(error).splitlines()[0]}"
         ) from error
-    teacher = FrameTeacher(model, depth=depth, frame_stride=frame_stride, name=HUGGING_FACE + folder)
+    teacher = FrameTeacher(model, depths=depths, frame_stride=frame_stride, name=HUGGING_FACE + folder)
     names = [name for name in list_folder(folder) if name.endswith((".safetensors", ".bin", ".json"))]
     teacher.files = tuple(os.path.join(folder, name) for name in names)
     if _PREPROCESSOR in names:
@@ -279,6 +299,8 @@ class FeatureTarget(Target):
     Args:
         teacher: see :func:`load_teacher`.
         depth: block of the teacher whose features are used, from 1; None for the last, after the final norm.
+            A list of blocks of the same grid concatenates their features, each normalized by itself; the loss
+            is the mean over all values, as in V-JEPA 2.1 (arXiv 2603.14482, deep self-supervision).
         frame_stride: step between the frames that an image teacher sees: the frames per cube of the model.
         normalize: "layer" (each feature to mean 0 and variance 1), "l2" (to length 1) or "none".
         loss: "smooth_l1", "cosine" or "mse".
@@ -296,7 +318,7 @@ class FeatureTarget(Target):
         self,
         *,
         teacher: str,
-        depth: int | None = None,
+        depth: int | Sequence[int] | None = None,
         frame_stride: int = 2,
         normalize: str = "layer",
         loss: str = "smooth_l1",
@@ -312,9 +334,13 @@ class FeatureTarget(Target):
         if not beta > 0:
             raise UserError(f"feature beta {beta} must be above 0")
         network = load_teacher(teacher, depth=depth, frame_stride=frame_stride)
+        if loss == "cosine" and len(network.widths) > 1:
+            raise UserError(
+                "feature loss 'cosine' compares features of one depth; use 'smooth_l1' or 'mse', or one depth"
+            )
         super().__init__(
             output_stride=network.output_stride,
-            values_per_token=network.width,
+            values_per_token=sum(network.widths),
             loss=loss,
             files=network.files,
             grid_remedy=network.grid_remedy,
@@ -334,7 +360,8 @@ class FeatureTarget(Target):
         scale, shift = self.get_buffer("scale"), self.get_buffer("shift")
         with torch.autocast(clips.device.type, torch.bfloat16, enabled=self.bf16):
             features = self.teacher(clips.float() * scale + shift)
-        return self._normalize(features.float())
+        depths = features.float().split(self.teacher.widths, dim=-1)
+        return torch.cat([self._normalize(part) for part in depths], dim=-1)
 
 
 def _first(*values: float | Sequence[float] | None) -> float | Sequence[float]:

@@ -12,6 +12,7 @@ from videomaskfeat.data.formats.format import ListFormat, ListSource
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, check_name, counted, nearest
 from videomaskfeat.io import exists, is_file, is_folder, list_folder, whole_file
+from videomaskfeat.plugins import import_class, is_plugin
 
 __getattr__ = partial(import_submodule, __name__)
 
@@ -48,9 +49,10 @@ def load_records(
         path: list file or folder.
         format: ``kinetics`` (rows `path label`, or Kinetics' own CSV), ``table`` (rows `path label` only),
             ``ssv2`` (Something-Something-v2's JSON), ``folder`` (videos at any depth), ``frames`` (folders of
-            pictures, each a video), ``images`` (class folders of pictures), or ``auto``: from the path and
-            the first row.
-        labels: ``auto`` (as in the first row; all rows must agree), ``yes`` or ``no``.
+            pictures, each a video), ``images`` (class folders of pictures), a plug-in
+            ``package.module:Class``, or ``auto``: from the path and the first row.
+        labels: ``auto`` (as in the first row; all rows must agree), ``yes`` or ``no``. The labels of the
+            videos in a folder are its class folders; with ``auto`` they have none.
         prefix: folder of relative paths and of Something-Something's ids (default: the folder of the list).
         separator: column separator of `path label`: auto, space, comma, tab, colons (``::``), semicolon or
             pipe.
@@ -102,14 +104,18 @@ def check_lists(train: str, validation: str) -> str:
 
 
 def _find_format(source: ListSource) -> ListFormat:
-    check_name("format", source.format, ("auto", *FORMATS))
+    if is_plugin(source.format):
+        plugin = import_class("format", source.format, ListFormat)()
+        formats = {source.format: plugin}
+    else:
+        check_name("format", source.format, ("auto", *FORMATS))
+        formats = build_formats()
     check_name("labels", source.labels, ("auto", "yes", "no"))
-    formats = build_formats()
     suitable = {name: one for name, one in formats.items() if one.of_folders == source.is_folder}
     if source.format in suitable:
         return suitable[source.format]
     if source.format != "auto":
-        folders = ", ".join(name for name, one in formats.items() if one.of_folders)
+        folders = ", ".join(name for name, one in build_formats().items() if one.of_folders)
         rule = (
             f"needs a list file, and this is a folder; use {folders}"
             if source.is_folder
@@ -154,6 +160,9 @@ def write_clean_list(path: str, target: str, records: Records, rows: Sequence[in
         file.write(text)
 
 
-def class_names_beside(path: str) -> str:
+def class_names_beside(path: str, format: str = "auto") -> str:
     """The file of class names next to a list, as in Something-Something-v2; empty if it is missing."""
-    return next((file for one in build_formats().values() if (file := one.class_file(path))), "")
+    formats = (
+        build_formats() if not is_plugin(format) else {format: import_class("format", format, ListFormat)()}
+    )
+    return next((file for one in formats.values() if (file := one.class_file(path))), "")

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 
 from videomaskfeat.data.folders import log_skipped
+from videomaskfeat.data.formats.class_folders import class_records
 from videomaskfeat.data.formats.format import FolderFormat, ListSource
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, counted
+from videomaskfeat.io import is_folder, list_folder
 
 logger = logging.getLogger(__name__)
 
 
 class Folder(FolderFormat):
-    """All video files below a folder, sorted by path."""
+    """All video files below a folder, sorted by path; with ``labels=yes`` in class folders."""
 
     def detect(self, source: ListSource) -> bool:
         videos, frames = source.contents.videos, source.contents.frames
@@ -26,17 +29,20 @@ class Folder(FolderFormat):
         return bool(videos)
 
     def read(self, source: ListSource) -> Records:
-        return _unlabeled_records(source, source.contents.videos, "videos")
+        return _records(source, source.contents.videos, "videos")
 
 
 class Frames(FolderFormat):
-    """All folders of pictures below a folder, sorted by path; each has the extracted frames of a video."""
+    """All folders of pictures below a folder, sorted by path; each has the extracted frames of a video.
+
+    With ``labels=yes`` they are in class folders.
+    """
 
     def detect(self, source: ListSource) -> bool:
         return bool(source.contents.frames) and not source.stills
 
     def read(self, source: ListSource) -> Records:
-        records = _unlabeled_records(source, source.contents.frames, "folders of pictures")
+        records = _records(source, source.contents.frames, "folders of pictures")
         if source.format == "auto":
             logger.info(
                 "%s: %d folders of pictures, read as the frames of videos; set format=images if they are "
@@ -47,16 +53,18 @@ class Frames(FolderFormat):
         return records
 
 
-def _unlabeled_records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
-    if source.labels == "yes":
-        raise UserError(
-            f"{source.path}: a folder has no labels, which are needed here; write a list of its class "
-            "folders with datasets/kinetics/make_list.py, or set format=images for class folders of pictures"
-        )
+def _records(source: ListSource, paths: Sequence[str], kind: str) -> Records:
     if not paths:
         raise UserError(
             f"{source.path} contains no {kind} ({counted(len(source.contents.skipped), 'other file')}); "
             "check the path and the format"
         )
     log_skipped(source.path, source.contents.skipped)
+    if source.labels == "yes":
+        names = list_folder(source.path)
+        folders = [
+            name for name in names if not name.startswith(".") and is_folder(os.path.join(source.path, name))
+        ]
+        remedy = "" if kind == "videos" else "; for classes of pictures set format=images"
+        return class_records(source, paths, sorted(folders), kind, remedy=remedy)
     return Records.from_paths(paths, None, source=source.path, root=source.path)

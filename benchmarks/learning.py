@@ -3,7 +3,7 @@
 Trains a ViT of 4 blocks on 5,000 jittered handwritten digits of 40x40 pixels (25 tokens) and fits a linear
 probe and k-NN to its frozen features before and after. The digits are the 1,797 of the UCI optical digits
 that the package contains, enlarged from 8x8 pixels, turned, scaled and moved; test digits are others than
-training digits. Runs of one seed see the same batches and masks.
+training digits. Runs of one seed see the same batches; those with the same mask policy, the same masks.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,29 +29,85 @@ from torch import Tensor
 
 from benchmarks.harness import ROOT, machine, now, write_json
 from videomaskfeat.config import load_config
-from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.memory import StoredVideo, VideoMemory
+from videomaskfeat.data.records import Records
 from videomaskfeat.data.sample_factors import load_digits
+from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import train
 from videomaskfeat.engine.run import build_optimizer, build_schedule
+from videomaskfeat.methods import method_class
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.methods.method import Method
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import knn_scores, linear_probe_scores
-from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 
 SIDE = 40
+LARGEST_TURN = 12
+"""Degrees."""
+SMALLEST = 30
+"""Pixels; the largest digits fill the frame."""
 BATCH = 64
+"""Clips per step."""
 TEST_DIGITS = 497
 """Number of digits that no training clip shows."""
 
-RUNS: dict[str, tuple[str, list[str]]] = {
-    "mae, published": ("sample_images_mae", []),
-    "mae, slowfast": ("sample_images_mae", ["model.initialization=slowfast"]),
+
+@dataclass(frozen=True)
+class Run:
+    """A config in configs/pretrain, overrides, and the number of optimizer steps."""
+
+    config: str
+    overrides: tuple[str, ...] = ()
+    steps: int = 800
+
+
+_SINCOS = "model.arguments={depth: 4, absolute_positions: sincos_2d}"
+RUNS = {
+    "hog": Run("sample_images"),
+    "mae": Run("sample_images_mae"),
+    "mae, slowfast": Run("sample_images_mae", ("model.initialization=slowfast",)),
+    "ibot": Run(
+        "sample_images_ibot",
+        (
+            _SINCOS,
+            "method.arguments.momentum=0.95",
+            "method.arguments.teacher_temperature=[0.04, 0.04]",
+            "method.arguments.temperature_warmup_epochs=0",
+            "optim.learning_rate=5e-4",
+        ),
+        1200,
+    ),
+    "byol": Run(
+        "sample_images_ibot",
+        (
+            "method={name: byol, arguments: {projection: 64, hidden_width: 256, momentum: 0.97}}",
+            "method.arguments.crop_area=[0.25, 1]",
+            "optim.learning_rate=5e-4",
+            "optim.weight_decay=1e-4",
+        ),
+        1200,
+    ),
+    "latent": Run(
+        "sample_images_mae",
+        (
+            "model.name=maskfeat_vit_nano_image",
+            "method={name: latent, arguments: {predictor_width: 64, predictor_depth: 2, predictor_heads: 4}}",
+            "optim.learning_rate=1e-3",
+        ),
+    ),
 }
-"""Config in configs/pretrain and overrides, by name of the run."""
-MODEL = [f"clip.crop={SIDE}", "model.arguments={depth: 4}", f"optim.batch_size={BATCH}"]
+"""Runs by name."""
+SHARED = (
+    f"clip.crop={SIDE}",
+    "clip.flip=0",
+    "model.arguments={depth: 4}",
+    f"optim.batch_size={BATCH}",
+    f"optim.base_batch_size={BATCH}",
+    "data.workers=0",
+)
 
 
 @dataclass(frozen=True)
@@ -62,7 +119,7 @@ class Digits:
 
 
 def jittered_digits(pictures: np.ndarray, labels: np.ndarray, count: int, *, seed: int) -> Digits:
-    """Draw ``count`` digits, each turned by up to 10 degrees, scaled to 32..40 pixels and moved.
+    """Draw ``count`` digits, each turned, scaled and moved at random, but whole.
 
     Args:
         pictures, labels: uint8 [n, 8, 8] in 0..16; [n].
@@ -71,8 +128,8 @@ def jittered_digits(pictures: np.ndarray, labels: np.ndarray, count: int, *, see
     """
     rng = np.random.default_rng(seed)
     index = np.arange(count) % len(pictures)
-    angle = np.deg2rad(rng.uniform(-10, 10, count))
-    size = rng.uniform(32, 40, count) / SIDE
+    angle = np.deg2rad(rng.uniform(-LARGEST_TURN, LARGEST_TURN, count))
+    size = rng.uniform(SMALLEST, SIDE, count) / SIDE
     shift = rng.uniform(-1, 1, (count, 2)) * (1 - size)[:, None]
     cos, sin = np.cos(angle) / size, np.sin(angle) / size
     # A matrix maps output coordinates in -1..1 to those of the picture.
@@ -98,38 +155,34 @@ def draw_digits(train_count: int, test_count: int) -> tuple[Digits, Digits]:
     )
 
 
-class DigitLoader:
-    """Batches of the clips in a new order per epoch, with new masks."""
-
-    def __init__(self, clips: Tensor, recipe: PretrainRecipe, *, seed: int) -> None:
-        self._clips, self._recipe, self._seed = clips, recipe, seed
-
-    @property
-    def batches_per_epoch(self) -> int:
-        """Whole batches per epoch."""
-        return len(self._clips) // BATCH
-
-    def epoch(self, epoch: int, first_batch: int = 0, stop: Any = None) -> Iterator[PretrainBatch]:
-        """The batches of an epoch."""
-        rng = np.random.default_rng((self._seed, epoch))
-        order = rng.permutation(len(self._clips))
-        for number in range(self.batches_per_epoch):
-            index = torch.from_numpy(order[number * BATCH : (number + 1) * BATCH])
-            masks = np.stack([self._recipe.draw_mask(rng) for _ in index])
-            if number >= first_batch:
-                yield PretrainBatch(self._clips[index], torch.from_numpy(masks), index)
+@contextmanager
+def digit_loader(method: Method, clips: Tensor, *, seed: int) -> Iterator[ClipLoader[Any]]:
+    """The method's own batches of clips in memory; only methods of pairs crop them."""
+    with tempfile.TemporaryFile() as file:
+        file.write(clips.numpy().data)
+        file.flush()
+        size = clips[0].numel()
+        videos = {str(n): StoredVideo(n * size, tuple(clips.shape[1:]), 1.0) for n in range(len(clips))}
+        crop = RandomResizedCrop(SIDE, flip=0)  # pairs have their published area
+        if method.clips_per_video == 1:
+            crop = RandomResizedCrop(SIDE, area=(1, 1), aspect=(1, 1), flip=0)  # the whole picture
+        records = Records.from_paths(list(videos), None, source="digits")
+        dataset = method.dataset(records, crop=crop, seed=seed)
+        dataset.memory = VideoMemory(file, videos)
+        yield ClipLoader(dataset, batch_size=BATCH)
 
 
 def probe(method: Method, training: Digits, test: Digits) -> dict[str, float]:
     """Top-1 accuracy of a linear probe and of k-NN in percent."""
     encoder: Any = method.weights()["weights.safetensors"]
+    mode = encoder.training
     encoder.eval()
     with torch.no_grad():
         features = [
             torch.cat([encoder.features(method.pixels(part)) for part in digits.clips.split(500)]).numpy()
             for digits in (training, test)
         ]
-    encoder.train()
+    encoder.train(mode)
     arguments = (features[0], training.labels, features[1])
     return {
         "linear": accuracy(linear_probe_scores(*arguments, classes=10), test.labels).top1,
@@ -137,40 +190,40 @@ def probe(method: Method, training: Digits, test: Digits) -> dict[str, float]:
     }
 
 
-def learn(name: str, *, steps: int, seed: int, data: tuple[Digits, Digits]) -> dict[str, Any]:
+def config_of(name: str, *, steps: int, seed: int, clips: int) -> PretrainConfig:
+    """The config of a run, whose schedules end after ``steps`` steps on a list of ``clips`` clips."""
+    run = RUNS[name]
+    file = str(ROOT / "configs" / "pretrain" / f"{run.config}.yaml")
+    config = load_config(PretrainConfig, file, [*SHARED, *run.overrides, f"run.seed={seed}"])
+    videos = BATCH // method_class(config.method.name).clips_per_video
+    config.optim.epochs = steps / (clips // videos)
+    config.optim.warmup_epochs = config.optim.epochs / 10
+    return config
+
+
+def learn(name: str, *, seed: int, data: tuple[Digits, Digits], steps: int | None = None) -> dict[str, Any]:
     """Train one run; returns accuracies before and after, and the losses."""
     training, test = data
-    file, overrides = RUNS[name]
-    epochs = steps / (len(training.clips) // BATCH)
-    config = load_config(
-        PretrainConfig,
-        str(ROOT / "configs" / "pretrain" / f"{file}.yaml"),
-        [
-            *MODEL,
-            *overrides,
-            f"optim.base_batch_size={BATCH}",
-            f"optim.epochs={epochs}",
-            f"optim.warmup_epochs={epochs / 10}",
-            f"run.seed={seed}",
-        ],
-    )
+    steps = steps or RUNS[name].steps
+    config = config_of(name, steps=steps, seed=seed, clips=len(training.clips))
     torch.manual_seed(seed)
     method = build_method(config)
+    method.set_length(steps)
     before = probe(method, training, test)
     schedule = build_schedule(config.optim)
     losses: list[float] = []
 
-    def step(batch: PretrainBatch) -> Any:
+    def step(batch: Any) -> Any:
         result = method.loss(method.student, batch)
         losses.append(float(result.loss.detach()))
         return result
 
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    with digit_loader(method, training.clips, seed=seed) as loader, tempfile.TemporaryDirectory() as folder:
         train(
             model=method.student,
             step=step,
-            loader=DigitLoader(training.clips, method.recipe, seed=seed),
+            loader=loader,
             optimizer=build_optimizer(config.optim, method.student, base_lr=schedule.base_lr),
             learning_rate=schedule,
             folder=folder,
@@ -178,7 +231,10 @@ def learn(name: str, *, steps: int, seed: int, data: tuple[Digits, Digits]) -> d
             before_step=method.before_step,
             after_step=method.after_step,
             options=LoopOptions(
-                epochs=epochs, clip_norm=config.optim.gradient_clip, unit="clips", loggers=()
+                epochs=config.optim.epochs,
+                clip_norm=config.optim.gradient_clip,
+                unit="clips",
+                loggers=(),
             ),
         )
     seconds = time.perf_counter() - started
@@ -210,8 +266,8 @@ def main() -> int:
     """Train all runs, print the table, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="*", help=f"any of {', '.join(map(repr, RUNS))} (default: all)")
-    parser.add_argument("--steps", type=int, default=800, help="optimizer steps (default: 800)")
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds per run (default: 2)")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: 800; ibot and byol: 1200)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds per run (default: 3)")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the results")
     parser.add_argument("--dry", action="store_true", help="2 steps with one seed on 128 digits")
     options = parser.parse_args()

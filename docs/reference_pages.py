@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import posixpath
 import re
 from collections.abc import Iterator, Mapping
@@ -21,8 +20,8 @@ from videomaskfeat.config import keys_of
 from videomaskfeat.masking import EXACT, MASKS, MultiBlock
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.zoo import DETECTOR, MAE, MASKFEAT, MODELS, arguments_of
+from videomaskfeat.models.cost import HIDDEN_SHARE, ModelFacts, list_facts
+from videomaskfeat.models.zoo import MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
 from videomaskfeat.verbs import ARGUMENTS, VERBS
 
@@ -39,10 +38,6 @@ INCLUDED = {
     "CODE_OF_CONDUCT.md": "code_of_conduct.md",
 }  # fmt: skip
 """Pages from outside docs/: path in the repository -> path in the site."""
-COSTS = ROOT / "docs/reference/multiply_adds.json"
-"""Multiply-adds of each model, measured once, since the largest take minutes and gigabytes."""
-MAE_RATIOS = (0.9, 0.75)
-"""Share of hidden tokens of masked autoencoders for clips and for images, as published."""
 
 _LINK = re.compile(r"(?<=\]\()(?!https?://|#|mailto:)([^)\s#]+)")
 _ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):<code>~?([\w.]+)</code>")
@@ -145,53 +140,34 @@ def masks_page() -> str:
 def models_page() -> str:
     """All named models with their sizes."""
     intro = (
-        "`model.name` in a config, or `videomaskfeat.create_model(NAME)`. Sizes are those of the default "
-        "arguments. Multiply-adds are those of a forward pass of one clip, as `fvcore` counts them (it calls "
-        "them flops), with attention; detectors have one box, and masked autoencoders hide "
-        f"{MAE_RATIOS[0]:.0%} of a clip's tokens and {MAE_RATIOS[1]:.0%} of an image's. That of `mvitv2_l` "
-        "is the published number (arXiv 2112.01526).\n\n"
+        "`model.name` in a config, or `videomaskfeat.create_model(NAME)`; `videomaskfeat models` prints this "
+        "table. Sizes are those of the default arguments. Multiply-adds are those of one clip, attention "
+        f"included; of a detector with one box, and of an MAE with {HIDDEN_SHARE[False]:.0%} (videos) or "
+        f"{HIDDEN_SHARE[True]:.0%} (images) of the cubes hidden.\n\n"
     )
     header = (
-        "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (M) | "
-        "multiply-adds (G)"
+        "name | for | clip (frames x height x width) | depth | width | tokens (t x h x w) | "
+        "parameters (millions) | multiply-adds (billions)"
     )
-    costs = json.loads(COSTS.read_text(encoding="utf-8"))
-    rows = ((*model_row(name), f"{costs[name] / 1e9:.3g}") for name in MODELS)
-    return f"# Models\n\n{intro}{table(header, rows)}"
+    facts = {one.name: one for one in list_facts()}
+    return f"# Models\n\n{intro}{table(header, (model_row(facts[name]) for name in MODELS))}"
 
 
-def model_row(name: str) -> tuple[str, ...]:
+def model_row(facts: ModelFacts) -> tuple[str, ...]:
     """Size of a model, built without memory for its weights."""
     with torch.device("meta"):
-        model = create_model(name)
-    assert isinstance(model, Encoder)
-    arguments = arguments_of(name)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        model = create_model(facts.name)
+    arguments = arguments_of(facts.name)
     return (
-        f"`{name}`",
-        " x ".join(map(str, arguments["clip_size"])),
+        f"`{facts.name}`",
+        facts.purpose,
+        " x ".join(map(str, facts.clip)),
         str(arguments["depth"]),
         str(arguments["width"]),
         " x ".join(map(str, model.native_grid.shape)),
-        f"{millions:.1f}",
+        f"{facts.parameters / 1e6:.1f}",
+        f"{facts.multiply_adds / 1e9:.3g}",
     )
-
-
-def example_inputs(name: str) -> tuple[torch.Tensor, ...]:
-    """Inputs of a model for one clip, to count its multiply-adds."""
-    clip = torch.zeros(1, 3, *arguments_of(name)["clip_size"])
-    kind = MODELS[name].classes[0]
-    if kind == DETECTOR:
-        return clip, torch.zeros(1, 5)
-    if kind not in (MASKFEAT, MAE):
-        return (clip,)
-    with torch.device("meta"):
-        model = create_model(name)
-    assert isinstance(model, Encoder)
-    mask = torch.zeros(1, *model.native_grid.shape, dtype=torch.bool)
-    hidden = MAE_RATIOS[clip.shape[2] == 1] if kind == MAE else 0.0
-    mask.view(-1)[: int(hidden * mask.numel())] = True
-    return clip, mask
 
 
 def configs_page() -> str:
@@ -235,7 +211,9 @@ def move_links(text: str, source: str, destination: str) -> str:
         return posixpath.relpath(place, posixpath.dirname(destination) or ".") if place else link[1]
 
     text = _LINK.sub(moved, text)
-    outside = r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff)\)"  # files that are not pages
+    outside = (
+        r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|examples/\w+\.ipynb)\)"  # files that are not pages
+    )
     return re.sub(outside, r"\1", text)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import torch
 from benchmarks import learning, run
 from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
 from benchmarks.pretrain_in_memory import CASES, MemoryLoader, pretrain, summarize
+from videomaskfeat.methods.build import build_method
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "benchmarks" / "gpu.sh"
@@ -180,14 +182,25 @@ def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
     assert list(loader.epoch(1, 7)) == second[7:]
 
 
-def test_learning_of_digits_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("run", ["mae", "ibot"])
+def test_learning_of_digits_runs(run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "learning.json"
-    monkeypatch.setattr(sys, "argv", ["learning", "mae, published", "--dry", "--out", str(out)])
+    monkeypatch.setattr(sys, "argv", ["learning", run, "--dry", "--out", str(out)])
     assert learning.main() == 0
     (row,) = read(out)["rows"]
-    assert row["run"] == "mae, published"
+    assert row["run"] == run
     assert row["steps"] == len(row["loss_curve"]) == 2
     assert all(0 <= row[when][kind] <= 100 for when in ("before", "after") for kind in ("linear", "knn"))
+
+
+def test_learning_sees_whole_digits_and_crops_pairs_only() -> None:
+    digits = learning.draw_digits(64, 1)[0]
+    for name, whole in (("mae", True), ("byol", False)):
+        method = build_method(learning.config_of(name, steps=1, seed=0, clips=64))
+        with learning.digit_loader(method, digits.clips, seed=0) as loader:
+            (batch,) = itertools.islice(loader.epoch(0), 1)
+        assert len(batch.clips) == 64
+        assert torch.equal(batch.clips, digits.clips[batch.index]) == whole
 
 
 def test_jittered_digits_depend_on_the_seed_alone_and_stay_upright() -> None:
@@ -201,7 +214,7 @@ def test_jittered_digits_depend_on_the_seed_alone_and_stay_upright() -> None:
     assert not torch.equal(first.clips, learning.jittered_digits(pictures, labels, 50, seed=1).clips)
     assert first.labels.tolist() == [3, 7] * 25
     brightness = first.clips.float().mean(dim=(0, 1, 3, 4))  # of each row
-    # The upper half covers 16 to 20 of 40 rows, moved by up to 4: rows 4..12 are always inside.
+    # The upper half covers 15 to 20 of 40 rows, moved by up to 5 and turned: rows 6..12 are always inside.
     assert (brightness[6:12] > 150).all()
     assert (brightness[28:] < 10).all()
 

@@ -1,11 +1,26 @@
 """Packaging of videomaskfeat."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the package of a wheel; an editable install reads the folder itself."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "videomaskfeat/configs"
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(here / "configs", target)
+
+
 package = (here / "videomaskfeat/__init__.py").read_text(encoding="utf-8")
 version = re.search(r'__version__ = "(.+?)"', package)
 assert version is not None
@@ -24,6 +39,7 @@ setup(
         "videomaskfeat.models": ["sizes.json"],
         "videomaskfeat.viz": ["templates/*"],
     },
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "torch>=2.11",
         # decord has no wheels for Arm (Linux, macOS on Apple silicon); there PyAV reads all videos.
@@ -44,7 +60,10 @@ setup(
         "vl-convert-python>=1.9",  # Vega-Lite's JavaScript for pages
     ],
     extras_require={
-        "dev": ["codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"],
+        "dev": [
+            *("codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"),
+            *("nbclient", "ipykernel"),  # examples/quickstart.ipynb
+        ],
         "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons

@@ -20,7 +20,7 @@ from videomaskfeat.config import keys_of
 from videomaskfeat.masking import EXACT, MASKS, MultiBlock
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
-from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.cost import HIDDEN_SHARE, ModelFacts, list_facts
 from videomaskfeat.models.zoo import MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
 from videomaskfeat.verbs import ARGUMENTS, VERBS
@@ -140,29 +140,33 @@ def masks_page() -> str:
 def models_page() -> str:
     """All named models with their sizes."""
     intro = (
-        "`model.name` in a config, or `videomaskfeat.create_model(NAME)`. Sizes are those of the default "
-        "arguments.\n\n"
+        "`model.name` in a config, or `videomaskfeat.create_model(NAME)`; `videomaskfeat models` prints this "
+        "table. Sizes are those of the default arguments. Multiply-adds are those of one clip, attention "
+        f"included; of a detector with one box, and of an MAE with {HIDDEN_SHARE[False]:.0%} (videos) or "
+        f"{HIDDEN_SHARE[True]:.0%} (images) of the cubes hidden.\n\n"
     )
     header = (
-        "name | clip (frames x height x width) | depth | width | tokens (t x h x w) | parameters (millions)"
+        "name | for | clip (frames x height x width) | depth | width | tokens (t x h x w) | "
+        "parameters (millions) | multiply-adds (billions)"
     )
-    return f"# Models\n\n{intro}{table(header, (model_row(name) for name in MODELS))}"
+    facts = {one.name: one for one in list_facts()}
+    return f"# Models\n\n{intro}{table(header, (model_row(facts[name]) for name in MODELS))}"
 
 
-def model_row(name: str) -> tuple[str, ...]:
+def model_row(facts: ModelFacts) -> tuple[str, ...]:
     """Size of a model, built without memory for its weights."""
     with torch.device("meta"):
-        model = create_model(name)
-    assert isinstance(model, Encoder)
-    arguments = arguments_of(name)
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        model = create_model(facts.name)
+    arguments = arguments_of(facts.name)
     return (
-        f"`{name}`",
-        " x ".join(map(str, arguments["clip_size"])),
+        f"`{facts.name}`",
+        facts.purpose,
+        " x ".join(map(str, facts.clip)),
         str(arguments["depth"]),
         str(arguments["width"]),
         " x ".join(map(str, model.native_grid.shape)),
-        f"{millions:.1f}",
+        f"{facts.parameters / 1e6:.1f}",
+        f"{facts.multiply_adds / 1e9:.3g}",
     )
 
 
@@ -207,7 +211,9 @@ def move_links(text: str, source: str, destination: str) -> str:
         return posixpath.relpath(place, posixpath.dirname(destination) or ".") if place else link[1]
 
     text = _LINK.sub(moved, text)
-    outside = r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff)\)"  # files that are not pages
+    outside = (
+        r"\[([^\]]+)\]\((?:\.\./)*(?:LICENSE|CITATION\.cff|examples/\w+\.ipynb)\)"  # files that are not pages
+    )
     return re.sub(outside, r"\1", text)
 
 

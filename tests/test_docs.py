@@ -331,6 +331,7 @@ def test_reference_covers_every_command_target_method_mask_and_model() -> None:
         assert re.findall(r"(?m)^## (\w+)$", generated[f"reference/{page}.md"]) == list(names)
     for page, names in (("masks", MASKS), ("models", ZOO)):
         assert re.findall(r"(?m)^\| `(\w+)` \|", generated[f"reference/{page}.md"]) == list(names)
+    assert "| 34.5 | 64.5 |" in generated["reference/models.md"]  # mvitv2_s, as published
     assert "| `mask.ratio` | `0.4` |" in generated["reference/verbs/pretrain.md"]
     assert "::: videomaskfeat.targets.hog" in generated["reference/api/videomaskfeat.targets.hog.md"]
 

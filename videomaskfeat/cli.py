@@ -6,7 +6,6 @@ Every option of a verb is a key of its schema, written ``--option VALUE`` or ``o
 from __future__ import annotations
 
 import argparse
-import contextlib
 import inspect
 import io
 import json
@@ -109,10 +108,13 @@ class CommandLine:
     one with positional arguments, has a ``--flag`` for each key. A training has too many keys for that.
     """
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, verb: str, schema: type | None = None) -> None:
         self.verb = verb
         hints = typing.get_type_hints(VERBS[verb])
-        (schema,) = [kind for name, kind in hints.items() if name != "return"]
+        (kind,) = [kind for name, kind in hints.items() if name != "return"]
+        self.schemas: tuple[type, ...] = typing.get_args(kind) or (kind,)
+        """Kinds of configs that the verb accepts; the file of ``--config`` decides."""
+        schema = schema or self.schemas[0]
         self.section = "" if schema.__name__.endswith("Config") else verb.replace("-", "_")
         if self.section:
             schema = make_dataclass(schema.__name__, [(self.section, schema, field(default_factory=schema))])
@@ -149,6 +151,14 @@ class CommandLine:
         for one in self._loose_overrides([*options.words, *arguments[cut + 1 :]], set(overrides)):
             overrides[one.name] = one
         path = getattr(options, "yaml", None)
+        if path:
+            schema = next(filter(lambda one: _accepts(one, path), self.schemas), self.schema)
+            if schema is not self.schema and not self.section:
+                return CommandLine(self.verb, schema).read_config(path, overrides)
+        return self.read_config(path, overrides)
+
+    def read_config(self, path: str | None, overrides: dict[str, Override]) -> Any:
+        """The config of a file and overrides by name."""
         try:
             config: Any = load_config(self.schema, path, overrides.values(), log=logger.info)
         except UserError as error:
@@ -166,10 +176,8 @@ class CommandLine:
         """The other verb that accepts a config file; empty if no verb does."""
         for verb in VERBS:
             line = CommandLine(verb)
-            if verb != self.verb and not line.section:
-                with contextlib.suppress(UserError):
-                    load_config(line.schema, path)
-                    return verb
+            if verb != self.verb and not line.section and _accepts(line.schema, path):
+                return verb
         return ""
 
     def _mark_options(self, arguments: Sequence[str]) -> Iterator[str]:
@@ -344,6 +352,15 @@ def _help(verb: str) -> tuple[str, str]:
     summary, _, examples = inspect.cleandoc(VERBS[verb].__doc__ or "").partition("\n\n")
     indent = "" if examples.startswith("  ") else "  "
     return summary.replace("\n", " "), f"examples:\n{textwrap.indent(examples, indent)}"
+
+
+def _accepts(schema: type, path: str) -> bool:
+    """Whether a config file has only keys of a schema."""
+    try:
+        load_config(schema, path)
+    except UserError:
+        return False
+    return True
 
 
 def _kind(one: Key) -> Any:

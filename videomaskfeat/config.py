@@ -10,16 +10,19 @@ import copy
 import dataclasses
 import functools
 import math
+import os
 import re
 import typing
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from videomaskfeat.errors import UserError, nearest, unknown_name
+from videomaskfeat.io import exists
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.texts import dump_yaml, parse_yaml, read_yaml, show_text
 
@@ -284,6 +287,24 @@ class Override:
             raise UserError(f"{self.where}: the value is not YAML: {problem}") from error
 
 
+def shipped_configs() -> dict[str, Path]:
+    """Name, such as ``pretrain/sample``, -> file of the configs that come with the package."""
+    package = Path(__file__).parent
+    folder = next((one for one in (package / "configs", package.parent / "configs") if one.is_dir()), package)
+    return {f"{file.parent.name}/{file.stem}": file for file in sorted(folder.glob("*/*.yaml"))}
+
+
+def locate_config(path: str) -> str:
+    """The path, or if there is no such file the config of the package with this name.
+
+    ``configs/pretrain/sample.yaml`` and ``pretrain/sample`` are both names of a config of the package.
+    """
+    if exists(path):
+        return path
+    name = path.replace(os.sep, "/").removeprefix("configs/").removesuffix(".yaml")
+    return str(shipped_configs().get(name, path))
+
+
 def load_config(
     schema: type[T],
     path: str | None,
@@ -296,12 +317,15 @@ def load_config(
     ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name and
     are dropped if an override sets another one. ``log`` receives a line about this, and about a former name.
 
+    A config that does not exist is taken from the package, see :func:`locate_config`.
+
     Raises:
         UserError: a file that is missing or not YAML, an unknown key (with the nearest known one), a value of
             the wrong type, a number that is not finite or an integer beyond 64 bits, a value that breaks the
             rules of its key, an interpolation such as ``${oc.env:HOME}`` that cannot be resolved, or an
             override without ``=``.
     """
+    path = path and locate_config(path)
     known = {one.name: one for one in keys_of(schema)}
     tree: dict[str, dict[str, Any]] = {}
     for name, one in known.items():

@@ -114,6 +114,12 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * torch.log_softmax(logits.float(), dim=-1)).sum(dim=-1).mean()
 
 
+def multi_label_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy of logits float [B, L] and targets float [B, L] in 0..1, over all values."""
+    _check_classes(logits, targets, "targets")
+    return F.binary_cross_entropy_with_logits(logits.float(), targets.float())
+
+
 def binary_cross_entropy(
     logits: Tensor, labels: Tensor, *, focusing: float = 0.0, class_weights: Tensor | None = None
 ) -> Tensor:

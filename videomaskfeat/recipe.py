@@ -56,7 +56,7 @@ LIMITS: Limits = {
     "score_threshold": (0, 1),
     "short_video": ("clamp", "loop", "error"),
     "sampling": ("clip", "segments"),
-    "average": ("softmax", "logits"),
+    "average": ("softmax", "logits", "sigmoid"),
     "area": AREAS,
 }
 """Valid range or choices of the values of a recipe in a file; other values mean that the file is damaged."""
@@ -273,7 +273,8 @@ class ClassifyRecipe:
         views: temporal views per video at test time, evenly spaced; 1 with "segments".
         crops: crops per view at test time, along the longer side: 1 (center) or 3.
         short_side: length in pixels of the resized short side at test time.
-        average: outputs that are averaged over the views of a video: "softmax" or "logits".
+        average: outputs that are averaged over the views of a video: "softmax" or "logits"; "sigmoid" for a
+            multi-label classifier, whose classes are independent.
         class_names: class names, indexed by label; empty if unknown.
     """
 
@@ -298,6 +299,11 @@ class ClassifyRecipe:
             average=evaluate.average,
             class_names=class_names,
         )
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a video has any number of classes."""
+        return self.average == "sigmoid"
 
     def with_views(self, *, views: int | None = None, crops: int | None = None) -> ClassifyRecipe:
         """The recipe with other numbers of views and crops at test time; None: no change.

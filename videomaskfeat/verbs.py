@@ -12,7 +12,10 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from videomaskfeat.config import key
+from videomaskfeat import import_object
+from videomaskfeat.config import key, shipped_configs
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
@@ -190,6 +193,25 @@ def compare(config: CompareConfig) -> int:
 
     names = [name.strip() for names in config.compare.only for name in names.split(",") if name.strip()]
     print(printable(f"report  {compare(config, targets=names)}"))
+    return DONE
+
+
+def plan(config: PretrainConfig | FinetuneConfig | DetectConfig | TokenizerConfig) -> int:
+    """Measure a few steps of a training on this machine: duration, memory, and what to change.
+
+    videomaskfeat plan --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml data.train=train.csv
+    videomaskfeat plan --config configs/finetune/k400_maskfeat_mvitv2_s.yaml run.device=cpu ...
+    """
+    from videomaskfeat.jobs.plan import plan_training
+
+    runs: dict[type, str] = {
+        PretrainConfig: "pretrain:PretrainRun",
+        FinetuneConfig: "finetune:FinetuneRun",
+        DetectConfig: "detect:DetectRun",
+        TokenizerConfig: "tokenizer:TokenizerRun",
+    }
+    build = import_object(f"videomaskfeat.jobs.{runs[type(config)]}")
+    print(printable(plan_training(config, build).text()))
     return DONE
 
 
@@ -509,7 +531,12 @@ def detect(config: DetectVideoConfig) -> int:
 class VisualizeOptions:
     """files"""
 
-    weights: str = key("", "weights of a pre-training run", positional=True, former="checkpoint")
+    weights: str = key(
+        "",
+        "weights of a pre-training run; of a classifier with --attention",
+        positional=True,
+        former="checkpoint",
+    )
     videos: list[str] = key([], "videos, or folders of videos", positional=True)
     out: str = key("pictures", "folder to write")
     mask: str | None = key(
@@ -520,6 +547,8 @@ class VisualizeOptions:
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
     reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
+    attention: bool = key(False, "Grad-CAM of a classifier: the positions that raise the logit of a class")
+    label: int | None = key(None, "class of --attention", least=0, null="the most probable one")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -527,6 +556,7 @@ def visualize(options: VisualizeOptions) -> int:
 
     videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
     videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
+    videomaskfeat visualize runs/s_k400/best.safetensors my_video.mp4 --attention --label 17
     """
     from videomaskfeat.jobs.visualize import visualize
 
@@ -736,6 +766,81 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
+class MakeListsOptions:
+    """files"""
+
+    source: str = key(
+        "", "folder of class folders or of a data set, or CSV file of names and labels", positional=True
+    )
+    out: str = key("", "folder for train.csv, val.csv, test.csv, classes.txt", positional=True)
+    videos: str = key("", "folder of the videos; empty: SOURCE, or the folder of the CSV file")
+    validation: float = key(0.15, "share of val.csv; unused if the data set has this part", **SHARE)
+    test: float = key(0.15, "share of test.csv; unused if the data set has this part", **SHARE)
+    fold: int = key(1, "number of the published split of UCF101 and HMDB51", least=1, greatest=3)
+    group: str = key(
+        "auto",
+        "clips of one video, which stay in one list: auto (by known names), none, or a regular expression "
+        "whose first group is the video",
+    )
+    seed: int = key(0, "seed of the random split", least=0)
+    class_names: str = key("", "file of class names in the order of the labels; empty: sorted names")
+    check: bool = key(True, "decode frames of every video, and leave out unreadable ones and copies")
+    workers: int = key(os.cpu_count() or 1, "number of processes that check", least=1)
+    overwrite: bool = key(False, "replace lists in OUT")
+
+
+def make_lists(options: MakeListsOptions) -> int:
+    """Write lists for training, validation and test, and class names, from a folder of labeled videos.
+
+    videomaskfeat make-lists my_videos lists          one folder of videos per class
+    videomaskfeat make-lists labels.csv lists --videos my_videos --validation 0.2 --test 0
+    videomaskfeat make-lists UCF-101 lists --fold 1        also Kinetics, HMDB51, Diving48, SSv2, Charades
+    videomaskfeat make-lists my_videos lists --group '(.+)_take'     all takes of a video in one list
+    """
+    from videomaskfeat.jobs.make_lists import make_lists
+
+    with progress("checking videos") as update:
+        lists = make_lists(**vars(options), progress=update)
+    print(printable(lists.text()))
+    return DONE
+
+
+@dataclass
+class ConfigsOptions:
+    """options"""
+
+    match: str = key("", "text in the names to list or copy, such as pretrain/ or ssv2")
+    copy: str | None = key(None, "folder to copy them into; existing files are kept")
+
+
+def configs(options: ConfigsOptions) -> int:
+    """List the configs that come with the package, or copy them.
+
+      videomaskfeat configs
+      videomaskfeat configs --match pretrain/sample --copy my_configs
+    `--config` accepts their names:
+      videomaskfeat pretrain --config pretrain/sample --keys
+    """
+    shipped = {name: path for name, path in shipped_configs().items() if options.match in name}
+    if not shipped:
+        raise UserError(f"no config has {options.match!r} in its name; `videomaskfeat configs` lists them")
+    for name, path in shipped.items():
+        text = path.read_text(encoding="utf-8")
+        if options.copy is None:
+            print(printable(f"{name:<36} {text.partition(chr(10))[0].removeprefix('# ')}"))
+            continue
+        target = Path(options.copy, f"{name}.yaml")
+        if target.exists():
+            print(printable(f"{target} exists, kept"))
+            continue
+        make_parent(target)
+        with whole_file(target) as file:
+            file.write(text)
+        print(printable(str(target)))
+    return DONE
+
+
+@dataclass
 class ModelsOptions:
     """options"""
 
@@ -782,6 +887,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "train-tokenizer": train_tokenizer,
+    "plan": plan,
     "compare": compare,
     "evaluate": evaluate,
     "average-scores": average_scores,
@@ -797,7 +903,9 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "visualize": visualize,
     "report": report,
     "sample-data": sample_data,
+    "make-lists": make_lists,
     "check-data": check_data,
+    "configs": configs,
     "models": models,
     "doctor": doctor,
 }

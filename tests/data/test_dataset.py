@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,16 @@ def test_clip_outside_training_is_the_middle_of_the_video(videos: Path) -> None:
     with pytest.raises(IndexError, match="index 8 of 8 videos"):
         dataset[8]
     assert len(list(dataset)) == len(dataset) == 8  # the protocol of sequences ends with IndexError
+
+
+def test_datasets_are_pickled_for_processes_that_do_not_fork(videos: Path) -> None:
+    mask = {"kind": "random", "ratio": 0.5, "cell": [2, 4, 4]}
+    dataset = VideoDataset(videos / "train.csv", clip=CLIP, mask=mask, transform=mirror)
+    copy = pickle.loads(ForkingPickler.dumps(dataset))
+    torch.manual_seed(5)
+    expected = dataset[2]
+    torch.manual_seed(5)
+    assert all(torch.equal(value, expected[name]) for name, value in copy[2].items())
 
 
 def test_loader_processes_return_the_same_samples(videos: Path) -> None:

@@ -30,7 +30,7 @@ def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
     """Call a function in a new process; minus the signal if one killed it."""
     process = _context.Process(target=_single_threaded, args=(function, *arguments))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=240)  # a busy machine gives it a small share of a core
     assert process.exitcode is not None, "the process hangs"
     return process.exitcode
 

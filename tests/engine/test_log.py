@@ -12,7 +12,7 @@ import pytest
 import simplejson
 import torch
 
-from videomaskfeat.engine.log import RunLog, describe, drop_later_lines, peak_memory_mb
+from videomaskfeat.engine.log import BestSoFar, RunLog, describe, drop_later_lines, peak_memory_mb
 
 RECORD = {
     **{"epoch": 0.25, "loss": 0.5, "lr": 1e-4, "grad_norm": 0.123, "data_ms": 4.2, "step_ms": 210.7},
@@ -57,6 +57,33 @@ def test_plain_console_gets_lines_with_time_left(tmp_path: Path, caplog: pytest.
     text = (tmp_path / "log.txt").read_text()
     assert "100.0%  step 8/8" in text
     assert "WARNING videomaskfeat.data: a bad video" in text
+
+
+def test_evaluations_are_logged_with_the_best_so_far(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def results(step: int, top1: float) -> dict[str, float]:
+        return {"step": step, **RECORD, "evaluation/top1": top1, "evaluation/top5": 80.0}
+
+    with caplog.at_level("INFO"), open_log(tmp_path) as log:
+        for step, top1 in ((1, 20.0), (2, 31.25), (3, 25.0)):
+            log.write(results(step, top1))
+            log.write({"step": step + 0.5, **RECORD})  # without an evaluation
+    with caplog.at_level("INFO"), open_log(tmp_path, first_step=3) as log:  # a resumed run
+        log.write(results(4, 30.0))
+    lines = [record.message for record in caplog.records if record.message.startswith("held out")]
+    assert len(lines) == 4
+    assert lines[0] == "held out  step 1/8  top1 20  top5 80  best top1 20 (step 1)  time left unknown"
+    assert "step 3/8  top1 25  top5 80  best top1 31.25 (step 2)  time left" in lines[2]
+    assert "step 4/8  top1 30  top5 80  best top1 31.25 (step 2)  time left" in lines[3]
+    assert lines[2] in (tmp_path / "log.txt").read_text()
+
+
+def test_lowest_loss_is_the_best(tmp_path: Path) -> None:
+    best = BestSoFar(tmp_path / "metrics.jsonl")
+    best.update({"step": 1, "evaluation/heldout_loss": 0.5})
+    assert best.update({"step": 2, "evaluation/heldout_loss": 0.6}).endswith("best heldout_loss 0.5 (step 1)")
+    assert best.update({"step": 3, "loss": 0.1}) == ""
 
 
 def test_time_left_counts_what_comes_between_the_steps(

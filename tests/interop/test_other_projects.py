@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.interop.formats import ratio_of
 from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import convert_weights, load_model, load_pretrained, load_weights
@@ -467,6 +468,20 @@ def test_an_unused_or_broken_config_beside_the_file(recorded: Path, tmp_path: Pa
     (tmp_path / "x/config.json").write_text('{"num_attention_heads": "many"}')
     with pytest.raises(UserError, match="ViT for images of transformers checkpoint"):
         convert_weights(str(tmp_path / "x"))
+
+
+def test_weights_in_several_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(
+        UserError, match="its weights are divided into several files; save the model again in"
+    ):
+        load_model(tmp_path)
+
+
+def test_mlp_ratio_gives_the_hidden_width() -> None:
+    published = [(1408, 6144), (1664, 8192), (1280, 5120), (192, 768)]  # int(width * 48 / 11), ...
+    odd = [(width, hidden) for width in range(24, 400, 7) for hidden in range(width, 5 * width, 31)]
+    assert all(int(width * ratio_of(width, hidden)) == hidden for width, hidden in published + odd)
 
 
 def test_our_own_names_are_not_converted(tmp_path: Path) -> None:

@@ -6,17 +6,22 @@ import itertools
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor, nn
 
 from tests.jobs.scored_videos import Run as ScoringVerb
 from tests.jobs.scored_videos import make_scored
 from videomaskfeat.cli import main
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.engine.run import Run
+from videomaskfeat.jobs import detect as detect_job
+from videomaskfeat.jobs import finetune as finetune_job
+from videomaskfeat.jobs import pretrain as pretrain_job
+from videomaskfeat.models.cost import multiply_adds
 
 TINY = [
     "clip.frames=4",
@@ -31,8 +36,26 @@ TINY = [
     "optim.batch_size=4",
     "optim.base_batch_size=4",
     "data.workers=0",
-    "run.pictures=1",
+    "run.pictures=0",
 ]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_model_is_counted_once() -> Iterator[None]:
+    """Counting multiply-adds takes as long as a tiny training, so later runs of a model reuse its count."""
+    counts: dict[str, float] = {}
+
+    def count_once(model: nn.Module, inputs: tuple[Tensor, ...]) -> float:
+        sizes = [(tuple(one.shape), float(one.sum())) for one in inputs]
+        key = f"{type(model)} {getattr(model, 'created_as', id(model))} {sizes}"
+        if key not in counts:
+            counts[key] = multiply_adds(model, inputs)
+        return counts[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for job in (pretrain_job, finetune_job, detect_job):
+            patch.setattr(job, "multiply_adds", count_once)
+        yield
 
 
 @pytest.fixture

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
+from tests.engine.processes import exit_codes_of_ranks
+from videomaskfeat.cli import main
 from videomaskfeat.data import memory
 from videomaskfeat.jobs.pretrain import PretrainRun
 
 from .conftest import TINY, Verb
-from .ranks import run_verb
 from .test_finetune import TINY as TINY_FINETUNE
 from .test_pretrain import Pretrain, assert_refused, rows
 from .test_tokenizer import ARGUMENTS as TOKENIZERS
@@ -29,6 +31,7 @@ KINDS = {
 @pytest.fixture(autouse=True)
 def own_temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Each test has its own; nothing may be left in it. Its path is short, since sockets are made in it."""
+    forkserver.ensure_running()  # otherwise its socket would be removed with the folder
     with tempfile.TemporaryDirectory(prefix="vmf") as folder:
         monkeypatch.setenv("TMPDIR", folder)
         monkeypatch.setattr(tempfile, "tempdir", None)
@@ -74,10 +77,17 @@ def test_resumed_run_from_memory_equals_one_from_files(
     assert metrics(tmp_path / "run") == expected
 
 
+def run_as_rank(temporary_folder: str, arguments: list[str]) -> None:
+    os.environ["TMPDIR"], tempfile.tempdir = temporary_folder, None
+    assert main(arguments) == 0
+
+
 def test_ranks_share_one_memory(sample: Path, tmp_path: Path) -> None:
     for cache in ("none", "memory"):
         data = [f"data.train={sample}/train.csv", f"data.cache={cache}", "data.workers=1"]
-        run_verb(2, "pretrain", *TINY, *data, "optim.warmup_epochs=0", f"run.folder={tmp_path / cache}")
+        overrides = [*TINY, *data, "optim.warmup_epochs=0", f"run.folder={tmp_path / cache}"]
+        codes = exit_codes_of_ranks(2, run_as_rank, os.environ["TMPDIR"], ["pretrain", *overrides])
+        assert codes == [0, 0]
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "none")
     assert (tmp_path / "memory/log.txt").read_text().count("videos in memory") == 1
     assert not left_over()

@@ -61,7 +61,7 @@ def pretraining(shapes: Path, run: Path, network: str, *more: str) -> list[str]:
         f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}", f"run.folder={run}",
         f"model.name={name}", f"model.arguments={json.dumps(arguments)}",
         f"target.arguments={{cube_stride: [1, {step}, {step}], output_stride: [1, {step}, {step}]}}",
-        f"mask.cell=[1, {step}, {step}]", "mask.kind=random", "run.pictures=1", *SHORT, *more,
+        f"mask.cell=[1, {step}, {step}]", "mask.kind=random", "run.pictures=0", *SHORT, *more,
     ]  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def finetuning(shapes: Path, run: Path, network: str, *more: str) -> list[str]:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, verb: Verb) -> None:
-    code, _, err = verb(*pretraining(shapes, tmp_path / "pretrained", network))
+    code, _, err = verb(*pretraining(shapes, tmp_path / "pretrained", network, "run.pictures=1"))
     assert code == 0, err
     assert [row["step"] for row in rows(tmp_path / "pretrained")] == list(range(1, 7))
     summary = simplejson.loads((tmp_path / "pretrained/summary.json").read_text())
@@ -139,7 +139,7 @@ def test_other_methods_learn_from_pictures(method: str, shapes: Path, tmp_path: 
         "pretrain", "--config", f"configs/pretrain/sample_images_{method}.yaml",
         f"data.train={shapes / 'train'}", f"data.validation={shapes / 'val'}",
         f"probe.train={shapes / 'train'}", f"probe.test={shapes / 'val'}", "run.evaluate_epochs=1",
-        f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, *SMALL[method],
+        "run.pictures=0", f"run.folder={tmp_path / 'run'}", *SHORT, *SHORTEST, *SMALL[method],
     )  # fmt: skip
     assert code == 0, err
     assert all(np.isfinite(row["loss"]) for row in rows(tmp_path / "run"))

@@ -57,7 +57,7 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 def test_run_leaves_everything_that_the_design_names(
     pretrain: Pretrain, sample: Path, tmp_path: Path
 ) -> None:
-    code, text = pretrain(f"data.validation={sample / 'val.csv'}")
+    code, text = pretrain(f"data.validation={sample / 'val.csv'}", "run.pictures=1")
     assert code == 0, text
     run = tmp_path / "run"
     for name in ("config.yaml", "environment.json", "log.txt", "summary.json", "report.html", "tensorboard"):
@@ -411,6 +411,7 @@ def test_run_on_a_gpu_is_compiled_and_leaves_what_a_run_on_the_cpu_does(
     pretrain: Pretrain, sample: Path, tmp_path: Path
 ) -> None:
     more = ["run.compile=true", "optim.ema_decay=0.5", "run.evaluate_epochs=1", "data.workers=1"]
+    more += ["run.pictures=1"]
     code, text = pretrain("run.device=cuda", f"data.validation={sample / 'val.csv'}", *more)
     assert code == 0, text
     run = tmp_path / "run"

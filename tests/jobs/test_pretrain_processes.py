@@ -12,6 +12,8 @@ import pytest
 import simplejson
 from safetensors.torch import load_file
 
+from videomaskfeat.cli import main
+
 from .conftest import TINY
 from .ranks import command, run_verb
 
@@ -44,11 +46,12 @@ def start_and_signal(sample: Path, run: Path, number: signal.Signals, after: int
     return process.wait(timeout=60)
 
 
-@pytest.fixture
-def whole(sample: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def whole(_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of an uninterrupted run."""
-    run_verb(1, *arguments(sample, tmp_path / "whole"))
-    return tmp_path / "whole"
+    folder = tmp_path_factory.mktemp("whole")
+    assert main(arguments(_sample, folder)) == 0
+    return folder
 
 
 def assert_equal_runs(one: Path, two: Path) -> None:
@@ -67,7 +70,7 @@ def test_killed_run_resumes_to_the_same_weights(sample: Path, tmp_path: Path, wh
     assert start_and_signal(sample, run, signal.SIGKILL, after=2) == -signal.SIGKILL
     assert start_and_signal(sample, run, signal.SIGKILL, after=7) == -signal.SIGKILL  # in the second epoch
     assert 0 < steps(run) < 12
-    run_verb(1, *arguments(sample, run))
+    assert main(arguments(sample, run)) == 0
     assert_equal_runs(run, whole)
 
 
@@ -76,7 +79,7 @@ def test_terminated_run_saves_exits_with_0_and_resumes(sample: Path, tmp_path: P
     assert start_and_signal(sample, run, signal.SIGTERM, after=3) == 0
     assert 3 <= steps(run) < 12
     assert not (run / "weights.safetensors").exists()
-    run_verb(1, *arguments(sample, run))
+    assert main(arguments(sample, run)) == 0
     assert_equal_runs(run, whole)
 
 

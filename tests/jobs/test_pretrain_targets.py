@@ -158,7 +158,7 @@ def test_several_targets_share_one_head_and_log_their_losses(
 @pytest.mark.parametrize("arguments", ["{}", "{normalized: false, loss: l1}"], ids=["normalized", "simmim"])
 def test_pixels_are_learned_and_drawn(pretrain: Pretrain, tmp_path: Path, arguments: str) -> None:
     overrides = ["target=pixels", f"target.arguments={arguments}", "mask.kind=random", "optim.epochs=1"]
-    code, text = pretrain(*overrides, "optim.warmup_epochs=0")
+    code, text = pretrain(*overrides, "optim.warmup_epochs=0", "run.pictures=1")
     assert code == 0, text
     (picture,) = (tmp_path / "run" / "pictures").glob("*.png")
     assert picture.stat().st_size > 1000

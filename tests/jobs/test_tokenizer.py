@@ -56,7 +56,7 @@ TINY = [
     "optim.base_batch_size=32",
     "optim.learning_rate=5e-3",
     "data.workers=0",
-    "run.pictures=2",
+    "run.pictures=0",
 ]
 ARGUMENTS = {
     "dvae": "{vocabulary: 16, stride: 4, width: 32, blocks: 1, code_width: 8}",
@@ -83,7 +83,7 @@ def test_run_learns_to_reconstruct_and_leaves_what_is_needed(
     kind: str, train: Train, sample: Path, tmp_path: Path
 ) -> None:
     """80 steps: the decoder learns what the tokens stand for."""
-    code, text = train(kind, f"data.validation={sample / 'val.csv'}", "optim.epochs=20")
+    code, text = train(kind, f"data.validation={sample / 'val.csv'}", "optim.epochs=20", "run.pictures=2")
     assert code == 0, text
     run = tmp_path / "run"
     for name in ("config.yaml", "log.txt", "summary.json", "report.html", "pictures/reconstructions.png"):

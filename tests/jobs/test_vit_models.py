@@ -53,8 +53,15 @@ def test_video_is_classified_and_gives_features(weights: Path) -> None:
     torch.testing.assert_close(features, network.features(normalized(span[None]), depth=1)[0], **CLOSE)
 
 
-@pytest.mark.parametrize("ending", ["onnx", "pt2"])
-@pytest.mark.parametrize("arguments", [{}, {"absolute_positions": "sincos", "layer_scale": 0.5}])
+@pytest.mark.parametrize(
+    ("ending", "arguments"),
+    [
+        ("pt2", {}),
+        ("onnx", {"absolute_positions": "sincos", "layer_scale": 0.5}),
+        pytest.param("onnx", {}, marks=pytest.mark.slow),
+        pytest.param("pt2", {"absolute_positions": "sincos", "layer_scale": 0.5}, marks=pytest.mark.slow),
+    ],
+)
 @torch.no_grad()
 def test_classifier_is_exported(tmp_path: Path, ending: str, arguments: dict[str, Any]) -> None:
     weights = write(tmp_path / "a.safetensors", "vit_nano", CLASSIFY, classes=3, **SMALL, **arguments)

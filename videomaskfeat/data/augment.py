@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from statistics import NormalDist
 from typing import Any
 
@@ -403,10 +403,13 @@ class Mixing:
             rows that sum to 1.
         """
         mix = self.sample(clips.shape[-2], clips.shape[-1])
-        hard = F.one_hot(labels, self.classes).float()  # [B, L]
+        hard = self._as_targets(labels)  # [B, L]
         targets = torch.lerp(hard.flip(0), hard, mix.weight)
         targets = targets * (1 - self.smoothing) + self.smoothing / self.classes
         return _mix_clips(clips, mix), targets
+
+    def _as_targets(self, labels: Tensor) -> Tensor:
+        return F.one_hot(labels, self.classes).float()
 
     def sample(self, height: int, width: int) -> Mix:
         """Sample the mixing of the next batch, for clips of this size in pixels."""
@@ -415,6 +418,16 @@ class Mixing:
         if self.cutmix and (not self.mixup or _uniform() < self.switch):
             return _sample_box(_beta(self.cutmix), height, width)
         return Mix(_beta(self.mixup))
+
+
+@dataclass(frozen=True)
+class MultiLabelMixing(Mixing):
+    """Mixing of labels bool [B, L], without label smoothing; the targets need not sum to 1."""
+
+    smoothing: float = field(default=0.0, init=False)
+
+    def _as_targets(self, labels: Tensor) -> Tensor:
+        return labels.float()
 
 
 def _mix_clips(clips: Tensor, mix: Mix) -> Tensor:

@@ -93,10 +93,10 @@ class PairBatch(_Movable):
 
 @dataclass(frozen=True)
 class LabeledBatch(_Movable):
-    """A micro-batch of one rank, with the class of each clip.
+    """A micro-batch of one rank, with the labels of each clip.
 
     clips: uint8 [B, T, H, W, C].
-    labels: int64 [B].
+    labels: int64 [B], or bool [B, L] of a multi-label list.
     """
 
     clips: Tensor

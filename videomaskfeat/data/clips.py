@@ -284,7 +284,10 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
 @dataclass(frozen=True, kw_only=True)
 class LabeledSample(ClipSample):
-    """Clips of one video, and their labels, int64 [S], which differ if a flip swaps left and right."""
+    """Clips of one video, and their labels, which differ if a flip swaps left and right.
+
+    Labels are int64 [S], or bool [S, L] in a multi-label list.
+    """
 
     labels: np.ndarray
 
@@ -312,7 +315,7 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _all_labels(self.records)
+        self._check_labels()
         pairs = self.flip_labels or {}
         for label, other in pairs.items():
             back = pairs.get(other, other)
@@ -333,19 +336,56 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
         labels = np.concatenate([sample.labels for sample in samples])
         return LabeledBatch(labels=torch.from_numpy(labels), **common)
 
-    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
+    def _check_labels(self) -> None:
+        _all_labels(self.records)
+
+    def _labels(self, index: int, flips: Sequence[bool]) -> np.ndarray:
+        """The label of each clip of a record, int64 [S]."""
         label = self.records[index].label
         assert label is not None  # checked in __post_init__
         pairs = self.flip_labels or {}
-        clips, labels = [], []
+        return np.array([pairs.get(label, label) if flip else label for flip in flips], np.int64)
+
+    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
+        clips, flips = [], []
         for clip in frames:
             geometry = self.transform.sample(clip.shape[1], clip.shape[2], rng)
             if self.augment is None:
                 clips.append(geometry.apply_clip(clip))
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
-            labels.append(pairs.get(label, label) if geometry.flip else label)
-        return LabeledSample(clips=stack_clips(clips), labels=np.array(labels, np.int64), index=index)
+            flips.append(geometry.flip)
+        return LabeledSample(clips=stack_clips(clips), labels=self._labels(index, flips), index=index)
+
+
+@dataclass(eq=False, repr=False)
+class MultiLabelClips(LabeledClips):
+    """Clips and labels of a multi-label list; see `LabeledClips`.
+
+    Attributes:
+        classes: number of classes, L.
+
+    Raises:
+        UserError: as `LabeledClips`, or ``balanced``.
+    """
+
+    _: KW_ONLY
+    classes: int
+
+    def _check_labels(self) -> None:
+        if self.balanced:
+            raise UserError(
+                f"{self.records.source}: videos with several labels cannot be balanced by class; set "
+                "data.balanced=false"
+            )
+
+    def _labels(self, index: int, flips: Sequence[bool]) -> np.ndarray:
+        """The labels of each clip of a record, bool [S, L]."""
+        own, pairs = self.records[index].labels or (), self.flip_labels or {}
+        labels = np.zeros((len(flips), self.classes), np.bool_)
+        for clip, flip in enumerate(flips):
+            labels[clip, [pairs.get(label, label) if flip else label for label in own]] = True
+        return labels
 
 
 def random_segments(num_frames: int, fps: float, *, frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -361,6 +401,13 @@ def check_labels(records: Records, classes: int, *, class_names: str = "") -> No
         classes: number of classes.
         class_names: file that sets the number of classes; empty: ``data.classes`` sets it.
     """
+    if records.is_multi_label:
+        if records.classes > classes:
+            raise UserError(
+                f"{records.source}: the largest label is {records.classes - 1}, but labels of {classes} "
+                f"classes are 0..{classes - 1}; correct the list, or the number of classes"
+            )
+        return
     labels = _all_labels(records)
     outside = labels >= classes
     if outside.any():

@@ -20,6 +20,8 @@ class Record:
 
     path: str
     label: int | None = None
+    labels: tuple[int, ...] | None = None
+    """Labels in a multi-label list, ascending; empty: none of the classes."""
 
 
 class Records(Sequence[Record]):
@@ -33,6 +35,7 @@ class Records(Sequence[Record]):
         starts: start of each path in the buffer, int64 [n].
         ends: end of each path, int64 [n].
         labels: int32 [n], -1 for a row without a label; None if no row has a label.
+        label_sets: labels of each row of a multi-label list; None for other lists.
 
     Attributes:
         source: the list file or folder, for messages.
@@ -51,6 +54,7 @@ class Records(Sequence[Record]):
         source: str,
         root: str = "",
         class_names: Sequence[str] = (),
+        label_sets: Sequence[Sequence[int]] | None = None,
     ) -> None:
         self.source, self.root = source, root
         self.class_names = tuple(class_names)
@@ -58,6 +62,11 @@ class Records(Sequence[Record]):
         self._starts = torch.from_numpy(starts.astype(np.int64))
         self._lengths = torch.from_numpy((ends - starts).astype(np.int32))
         self._labels: Tensor | None = None if labels is None else torch.from_numpy(labels.astype(np.int32))
+        self._set_ends: Tensor | None = None  # row i has the values set_ends[i]..set_ends[i + 1]
+        if label_sets is not None:
+            self._set_ends = torch.tensor([0, *np.cumsum([len(one) for one in label_sets])])
+            values = [label for one in label_sets for label in sorted(one)]
+            self._set_values = torch.tensor(values, dtype=torch.int32)
 
     @classmethod
     def from_paths(
@@ -68,6 +77,7 @@ class Records(Sequence[Record]):
         source: str,
         root: str = "",
         class_names: Sequence[str] = (),
+        label_sets: Sequence[Sequence[int]] | None = None,
     ) -> Records:
         """Records of a few paths; UserError without paths."""
         if not paths:
@@ -77,7 +87,16 @@ class Records(Sequence[Record]):
         starts = np.concatenate([[0], ends[:-1]])
         buffer = np.frombuffer(b"".join(encoded), np.uint8)
         numbers = None if labels is None else np.asarray(labels)
-        return cls(buffer, starts, ends, numbers, source=source, root=root, class_names=class_names)
+        return cls(
+            buffer,
+            starts,
+            ends,
+            numbers,
+            source=source,
+            root=root,
+            class_names=class_names,
+            label_sets=label_sets,
+        )
 
     def __len__(self) -> int:
         return len(self._starts)
@@ -88,12 +107,36 @@ class Records(Sequence[Record]):
         name = os.fsdecode(self._buffer[start : start + int(self._lengths[index])].numpy().tobytes())
         path = name if "://" in name else os.path.join(self.root, name)
         label = -1 if self._labels is None else int(self._labels[index])
-        return Record(path, None if label < 0 else label)
+        return Record(path, None if label < 0 else label, self._label_set(index))
+
+    def _label_set(self, index: int) -> tuple[int, ...] | None:
+        if self._set_ends is None:
+            return None
+        row = index % len(self)
+        return tuple(self._set_values[self._set_ends[row] : self._set_ends[row + 1]].tolist())
 
     @property
     def labels(self) -> np.ndarray | None:
         """int32 [n], -1 for a row without a label; None if the list has no labels."""
         return None if self._labels is None else self._labels.numpy()
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether the rows have any number of labels."""
+        return self._set_ends is not None
+
+    def multi_hot(self, rows: np.ndarray, classes: int) -> np.ndarray:
+        """The labels of rows of a multi-label list, bool [len(rows), classes]."""
+        matrix = np.zeros((len(rows), classes), np.bool_)
+        for place, row in enumerate(rows.tolist()):
+            matrix[place, list(self._label_set(row) or ())] = True
+        return matrix
+
+    @property
+    def classes(self) -> int:
+        """1 + the largest label; 0 without labels."""
+        labels = self._set_values if self._set_ends is not None else self._labels
+        return 0 if labels is None or not len(labels) else int(labels.max()) + 1
 
     def ends_with(self, suffixes: Collection[str]) -> np.ndarray:
         """Whether each path ends with one of these suffixes (``.jpg``), ignoring case, bool [n]."""

@@ -34,6 +34,8 @@ Record = Mapping[str, float | int | str | None]
 """One flat line of metrics.jsonl with ``step`` (1: after the first optimizer step), ``epoch`` and metrics."""
 
 _PACKAGE = "videomaskfeat"
+_EVALUATION = "evaluation/"  # start of the names of held-out metrics
+_LOWER_IS_BETTER = ("loss", "reconstruction")  # ends of the names of such metrics
 
 
 class StepLogger(ABC):
@@ -106,6 +108,7 @@ class RunLog:
         self._unit = unit
         self._seconds_between_lines = seconds_between_lines
         drop_later_lines(folder / "metrics.jsonl", first_step)
+        self._best = BestSoFar(folder / "metrics.jsonl")
         self._open = ExitStack()
         self._metrics = self._open.enter_context(open_file(folder / "metrics.jsonl", "a"))
         self._text = self._open.enter_context(open_file(folder / "log.txt", "a"))
@@ -160,6 +163,10 @@ class RunLog:
         step_seconds = own / 1e3 if isinstance(own, (int, float)) else seconds
         self._left.add(step_seconds, between_seconds=seconds - step_seconds)
         self._last_write = now
+        results = self._best.update(record)
+        if results:
+            left = self._left.text(self._total_steps - step)
+            logger.info("held out  step %d/%d  %s  time left %s", step, self._total_steps, results, left)
         numbers = describe(record, unit=self._unit)
         if self._bar is not None:
             self._bar.update(step, numbers, self._left.text(self._total_steps - step))
@@ -204,6 +211,42 @@ def describe(record: Record, *, unit: str = "samples") -> str:
         "failures": "failures {}".format,
     }
     return "  ".join(form(record[key]) for key, form in forms.items() if record.get(key) is not None)
+
+
+class BestSoFar:
+    """Results of evaluations as text, with the best value so far of the first metric.
+
+    Args:
+        path: metrics.jsonl of the steps before a resume.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._best: tuple[str, float, int] | None = None  # name, value, step
+        if is_file(path):
+            with open_file(path) as file:
+                for line in file:
+                    if f'"{_EVALUATION}' in line:
+                        self.update(simplejson.loads(line))
+
+    def update(self, record: Record) -> str:
+        """The results in a record; empty without an evaluation.
+
+        >>> BestSoFar(Path("missing")).update({"step": 5, "evaluation/top1": 31.6667, "evaluation/top5": 80})
+        'top1 31.67  top5 80  best top1 31.67 (step 5)'
+        """
+        results = {
+            name.removeprefix(_EVALUATION): float(value)
+            for name, value in record.items()
+            if name.startswith(_EVALUATION) and isinstance(value, int | float)
+        }
+        if not results:
+            return ""
+        first, value = next(iter(results.items()))
+        sign = -1 if first.endswith(_LOWER_IS_BETTER) else 1
+        if self._best is None or self._best[0] != first or sign * value > sign * self._best[1]:
+            self._best = first, value, int(record["step"] or 0)
+        shown = "  ".join(f"{name} {value:.4g}" for name, value in results.items())
+        return f"{shown}  best {first} {self._best[1]:.4g} (step {self._best[2]})"
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -404,7 +404,7 @@ class Run(ABC):
 
     def _open(self, environment: Callable[[Path], str]) -> None:
         self.folder.open(lambda: environment(self.path))
-        self.folder.log("\n".join([*self.plan(), *self._plan_of_training()]))
+        self.folder.log("\n".join([*self.plan(), *self.plan_of_training()]))
         self._log_initial_weights()
 
     def _close(self, summary: Mapping[str, Any], report: Callable[[Path], Path]) -> None:
@@ -473,7 +473,7 @@ class Run(ABC):
             loggers=tuple(run.loggers),
         )
 
-    def _plan_of_training(self) -> list[str]:
+    def plan_of_training(self) -> list[str]:
         """Lines on batch, schedule, device and folder."""
         optim, run = self.config.optim, self.config.run
         ranks = distributed.world_size()

@@ -8,7 +8,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,8 @@ ConfigT = TypeVar("ConfigT", bound=Any)
 
 _TRIES = 3  # per number of threads, after the first call
 _TRY_SECONDS = 3.0  # a number of threads is not tried again after this time
+LONGEST_ON_CPU = 86_400.0
+"""Seconds; a longer training without a GPU is warned of."""
 _WORTH = 0.95  # more threads must need less than this share of the time of fewer
 
 
@@ -175,9 +177,47 @@ def _measured(config: Any, build: Callable[[], Any]) -> int:
         return choose_threads(None, workers=workers).threads
     with closing(_Trial(build, config.optim.accumulate)) as trial:
         choice = choose_threads(trial, workers=workers)
+        if choice.seconds:
+            _warn_of_days(config, trial.seconds_in_all(choice.seconds[choice.threads]))
     if choice.seconds and distributed.is_main():
         logger.info("threads   %s", choice)
     return choice.threads
+
+
+def _warn_of_days(config: Any, seconds: float) -> None:
+    if seconds > LONGEST_ON_CPU and distributed.is_main():
+        logger.warning(
+            "this training takes about %s without a GPU (`videomaskfeat plan` has details); %s",
+            duration_text(seconds),
+            nano_command(config) or "use a smaller model, smaller clips, fewer epochs, or a GPU",
+        )
+
+
+def nano_command(config: Any) -> str:
+    """A command that trains a nano model on the lists of a config; empty if it has no nano model."""
+    verb = {"PretrainConfig": "pretrain", "FinetuneConfig": "finetune"}.get(type(config).__name__)
+    if verb is None or "_nano" in config.model.name or "_pico" in config.model.name:
+        return ""
+    data = config.data
+    words = [f"data.train={data.train}", f"data.validation={data.validation}", f"data.prefix={data.prefix}"]
+    if verb == "finetune":
+        words += [f"data.class_names={data.class_names}", f"data.classes={data.classes}"]
+    folder = f"run.folder={config.run.folder}_nano"
+    lists = " ".join(word if word.isascii() and " " not in word else f"'{word}'" for word in words)
+    return (
+        f"a nano model takes minutes to hours: videomaskfeat {verb} --config "
+        f"configs/{verb}/small_cpu.yaml {lists} {folder}"
+    )
+
+
+def step_once(training: Any, batches: Iterable[Any]) -> None:
+    """One optimizer step of a `Run` on micro-batches on its device."""
+    for batch in batches:
+        with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
+            loss = training.step(batch).loss
+        loss.backward()
+    training.optimizer.step()
+    training.optimizer.zero_grad(set_to_none=True)
 
 
 class _Trial:
@@ -197,13 +237,11 @@ class _Trial:
                 logging.disable(logging.NOTSET)
             batches = itertools.islice(self._training.loader.epoch(0), self._accumulate)
             self._batches = [batch.to(self._training.device) for batch in batches]
-        training = self._training
-        for batch in self._batches:
-            with torch.autocast(training.device.type, torch.bfloat16, enabled=training.bf16):
-                loss = training.step(batch).loss
-            loss.backward()
-        training.optimizer.step()
-        training.optimizer.zero_grad(set_to_none=True)
+        step_once(self._training, self._batches)
+
+    def seconds_in_all(self, step_seconds: float) -> float:
+        """Seconds of the whole training if a step takes this long."""
+        return step_seconds * self._training.total_steps
 
     def close(self) -> None:
         """Stop the loader workers and free the training."""

@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import MemoryReader, open_video
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.inference.class_maps import class_maps
 from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.weights import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
 
@@ -45,13 +48,28 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class ClassMap:
+    """The positions of a clip that raise the logit of a class, by Grad-CAM.
+
+    Attributes:
+        frames: uint8 [T, H, W, 3], the clip.
+        values: float32 [t, h, w], from 0 to 1 at the maximum; all 0 if no position raises the logit.
+        prediction: the class, with the probability of this clip.
+    """
+
+    frames: Tensor
+    values: Tensor
+    prediction: Prediction
+
+
+@dataclass(frozen=True)
 class Predictions:
     """The output of a classifier for one video.
 
     Attributes:
         path: path of the video; "frames in memory" for decoded frames.
         probabilities: float32 [L] on the CPU, sum 1: the averaged softmax of the views, or the softmax of
-            their averaged logits, according to the recipe.
+            their averaged logits, according to the recipe. Of a multi-label classifier each is in 0..1.
         class_names: class names, indexed by label; may be empty.
     """
 
@@ -215,12 +233,37 @@ class VideoClassifier(VideoEncoder):
         clips, name = self._cut_views(video, fps, self.recipe.with_views(views=views, crops=crops))
         return self.predict_clips(clips, name)
 
+    def class_map(self, video: Video, *, fps: float | None = None, label: int | None = None) -> ClassMap:
+        """The positions of the middle clip that raise the logit of a class, by Grad-CAM.
+
+        Args:
+            video: see :data:`Video`.
+            fps: frame rate of decoded frames; None for a path.
+            label: the class; None: the most probable one of this clip.
+
+        Raises:
+            UserError: there is no such class; otherwise as in :meth:`features`.
+        """
+        clips, name = self._cut_views(video, fps, self.recipe.with_views(views=1, crops=1))
+        predictions = self.predict_clips(clips, name)
+        classes = len(predictions.probabilities)
+        if label is None:
+            label = predictions.top(1)[0].label
+        if not 0 <= label < classes:
+            raise UserError(f"label {label}: the classes of these weights are 0 to {classes - 1}")
+        model = cast(Classifier, self.model)
+        pixels = self.recipe.clip.normalize(clips.to(self.machine.torch_device))
+        values = class_maps(model, pixels, torch.tensor([label], device=pixels.device))[0].cpu()
+        chosen = next(one for one in predictions.top(classes) if one.label == label)
+        return ClassMap(clips[0], values / values.max().clamp(min=1e-12), chosen)
+
     def predict_clips(self, clips: Tensor, path: str) -> Predictions:
         """As :meth:`predict`, for the clips uint8 [V*S, T, H, W, C] of one video."""
         logits = self._run(self.model, clips)  # [V*S, L]
         if self.recipe.average == "logits":
             logits = logits.mean(dim=0, keepdim=True)
-        probabilities = logits.softmax(dim=-1).mean(dim=0).float()
+        activation = torch.sigmoid if self.recipe.is_multi_label else functools.partial(torch.softmax, dim=-1)
+        probabilities = activation(logits).mean(dim=0).float()
         return Predictions(path, probabilities, self.recipe.class_names)
 
 

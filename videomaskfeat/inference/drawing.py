@@ -17,12 +17,14 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
+from videomaskfeat.inference.classifiers import VideoClassifier
 from videomaskfeat.io import free_name, make_folder
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.recipe import PretrainRecipe, denormalize
 from videomaskfeat.targets import TARGETS, build_target
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
+from videomaskfeat.viz.heat import heat_frames, write_heat_film, write_heat_picture
 from videomaskfeat.viz.pictures import (
     ClipDrawing,
     Row,
@@ -104,6 +106,47 @@ def draw_videos(
     finally:
         model.train(was_training)
     return Visualized(written, failures)
+
+
+def draw_class_maps(
+    classifier: VideoClassifier,
+    videos: Iterable[str],
+    out: str | os.PathLike[str],
+    *,
+    label: int | None = None,
+    columns: int = 8,
+) -> Visualized:
+    """Draw the positions of the middle clip of each video that raise the logit of a class.
+
+    Args:
+        classifier: the classifier.
+        videos: paths.
+        out: folder for ``NAME_class.png``, and for ``NAME_class.mp4`` if clips have more than one frame.
+        label: the class; None: the most probable one of each video.
+        columns: maximum number of frames in an image.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    make_folder(out)
+    result = Visualized([], [])
+    for video in videos:
+        try:
+            evidence = classifier.class_map(video, label=label)
+        except (VideoReadError, ShortVideoError) as error:
+            result.failures.append(error)
+            continue
+        name = free_name(f"{Path(video).stem}_class", {path.stem for path in result.written})
+        title = f"{os.path.basename(video)}: {evidence.prediction.text}"
+        frames = evidence.frames.numpy()
+        heat = heat_frames(frames, evidence.values.numpy())
+        note = f"{100 * evidence.prediction.probability:.1f} %"
+        result.written.append(Path(out, f"{name}.png"))
+        write_heat_picture(result.written[-1], frames, heat, title=title, note=note, columns=columns)
+        if len(frames) > 1:
+            result.written.append(Path(out, f"{name}.mp4"))
+            write_heat_film(result.written[-1], frames, heat)
+    return result
 
 
 def explain_undrawable(recipe: PretrainRecipe) -> str | None:

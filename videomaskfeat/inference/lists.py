@@ -92,6 +92,16 @@ def resolve_class_names(
     return names
 
 
+def check_single_label(*lists: Records) -> None:
+    """Raise UserError if a list is multi-label, for k-NN and linear probes."""
+    for records in lists:
+        if records.is_multi_label:
+            raise UserError(
+                f"{records.source} has several labels per video, which k-NN and linear probes do not "
+                "support; give a list with one label per video, or fine-tune with model.head=linear"
+            )
+
+
 def check_records(records: Records, *, classes: int, source: str, named: bool) -> None:
     """Check that a list fits a network, and that at least one of its files exists.
 
@@ -107,6 +117,11 @@ def check_records(records: Records, *, classes: int, source: str, named: bool) -
     Raises:
         UserError: a label is out of range, the list has other classes in words, or none of its files exists.
     """
+    if records.classes > classes and records.is_multi_label:
+        raise UserError(
+            f"{records.source}: the largest label is {records.classes - 1}, but {source} has {classes} "
+            f"classes (0..{classes - 1}); give the list of its data set, or other weights"
+        )
     labels = records.labels
     if labels is not None and (outside := labels >= classes).any():
         row = int(outside.argmax())

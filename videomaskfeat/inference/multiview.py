@@ -31,7 +31,12 @@ from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.schemas import ListConfig
 
 T = TypeVar("T")
-AVERAGES = ("softmax", "logits")
+AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": functools.partial(torch.softmax, dim=-1),
+    "logits": lambda logits: logits,
+    "sigmoid": torch.sigmoid,
+}
+"""What is averaged over the views -> logits to it."""
 Progress = Callable[[int, int], None]
 """(number done, total)"""
 _CLIPS_IN_MEMORY = 32  # 77 MB for 16 frames of 224x224
@@ -125,11 +130,11 @@ def evaluate_model(
         UserError: a value is out of range, a reader is not installed, or no video could be read.
         RunFailed: a score is not finite.
     """
-    average = recipe.average
-    check_name("average", average, AVERAGES)
+    check_name("average", recipe.average, AVERAGES)
+    activation = AVERAGES[recipe.average]
 
     def average_views(logits: Tensor) -> Tensor:
-        return (logits.softmax(dim=-1) if average == "softmax" else logits).mean(dim=1)
+        return activation(logits).mean(dim=1)
 
     network = ClipPass(distributed.unwrap(model), recipe.clip, machine)
     with evaluation_mode(model):

@@ -14,7 +14,7 @@ from videomaskfeat.data.memory import VideoMemory
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.lists import ListChoice
+from videomaskfeat.inference.lists import ListChoice, check_single_label
 from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, video_features
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
@@ -168,6 +168,7 @@ def _load_lists(files: _Files, choice: ListChoice, *, stills: bool) -> _Lists:
     train = choice.load(files.train, stills=stills)
     # Class folders get the labels of the training list, even if some of them are missing.
     test = choice.load(files.test, known_classes=train.class_names, stills=stills)
+    check_single_label(train, test)
     assert train.labels is not None  # labels are "yes"
     assert test.labels is not None
     return _Lists(train, test, 1 + int(max(train.labels.max(), test.labels.max())))

@@ -18,16 +18,23 @@ from videomaskfeat.inference.results import describe_failures, write_page, write
 from videomaskfeat.io import is_file, is_folder, make_folder, make_parent, open_file, whole_file
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
+    MultiLabelScore,
     accuracy,
     class_accuracies,
     confusion_matrix,
     label_ranks,
+    multi_label_score,
     predictions,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.viz.evaluation import ClassRow, ShownVideo, render_evaluation
+from videomaskfeat.viz.evaluation import ClassPrecision, ClassRow, ShownVideo, render_evaluation
 
-KINDS = {"softmax": "probabilities", "logits": "logits", "knn": "shares of neighbors"}
+KINDS = {
+    "softmax": "probabilities",
+    "sigmoid": "independent probabilities",
+    "logits": "logits",
+    "knn": "shares of neighbors",
+}
 """What is averaged over the views -> what the scores are."""
 _MAX_BYTES = 1 << 31
 # Arrays of a file besides the scores: number of values, and kinds of integers or text.
@@ -61,6 +68,7 @@ class ScoredList:
         listed: number of records in the list, n + len(failures).
         kind: a key of :data:`KINDS`.
         class_names: class names, indexed by label; may be empty.
+        targets: bool [n, L], the classes of each video of a multi-label list; otherwise None.
     """
 
     scores: np.ndarray
@@ -71,6 +79,7 @@ class ScoredList:
     listed: int
     kind: str
     class_names: tuple[str, ...] = ()
+    targets: np.ndarray | None = None
 
     @property
     def has_labels(self) -> bool:
@@ -83,7 +92,7 @@ class ScoredList:
         return int(self.scores.shape[1])
 
     def probabilities(self) -> np.ndarray:
-        """Float64 [n, L], sum 1: the scores, or the softmax of averaged logits."""
+        """Float64 [n, L], sum 1 (unless ``sigmoid``): the scores, or the softmax of averaged logits."""
         scores = self.scores.astype(np.float64)
         if self.kind != "logits":
             return scores
@@ -98,6 +107,8 @@ class ScoredList:
 def save_scores(path: str | os.PathLike[str], scored: ScoredList, **more: np.ndarray) -> None:
     """Write an npz file with the attributes of a :class:`ScoredList` by name, and further arrays."""
     failures = scored.failures
+    if scored.targets is not None:
+        more["targets"] = scored.targets
     with whole_file(path, "wb") as file:
         np.savez_compressed(
             file,
@@ -128,7 +139,8 @@ def load_scores(path: str | os.PathLike[str]) -> ScoredList:
                 if sum(member.file_size for member in archive.zip.infolist()) > _MAX_BYTES:
                     raise ValueError(f"unpacked it has more than {_MAX_BYTES} bytes")
                 arrays = {key: archive[key] for key in _ARRAYS}
-            return _build_scored_list(arrays)
+                targets = archive.get("targets")
+            return _build_scored_list(arrays, targets)
         except Exception as error:  # zlib, zipfile and numpy raise many types for a damaged file
             reason = show_text(error) or type(error).__name__
             raise UserError(
@@ -137,7 +149,7 @@ def load_scores(path: str | os.PathLike[str]) -> ScoredList:
             ) from error
 
 
-def _build_scored_list(arrays: Mapping[str, np.ndarray]) -> ScoredList:
+def _build_scored_list(arrays: Mapping[str, np.ndarray], targets: np.ndarray | None) -> ScoredList:
     """Raises ValueError if types, shapes or values of the arrays are wrong."""
     scores, labels, rows, failed = (arrays[key] for key in ("scores", "labels", "rows", "failed_rows"))
     if scores.dtype.kind != "f" or scores.ndim != 2 or not scores.size or not np.isfinite(scores).all():
@@ -155,6 +167,8 @@ def _build_scored_list(arrays: Mapping[str, np.ndarray]) -> ScoredList:
     named = isinstance(names, list) and all(isinstance(name, str) for name in names)
     if kind not in KINDS or not named or len(names) not in (0, scores.shape[1]):
         raise ValueError("`kind` or `class_names` does not fit the scores")
+    if targets is not None and (targets.dtype.kind != "b" or targets.shape != scores.shape):
+        raise ValueError("`targets` is not one bool per score")
     columns = [arrays[key].tolist() for key in ("failed_rows", "failed_paths", "failed_causes")]
     return ScoredList(
         scores=scores.astype(np.float32),
@@ -165,6 +179,7 @@ def _build_scored_list(arrays: Mapping[str, np.ndarray]) -> ScoredList:
         listed=listed,
         kind=kind,
         class_names=tuple(names),
+        targets=targets,
     )
 
 
@@ -213,6 +228,7 @@ def average_scores(members: Sequence[ScoredList], names: Sequence[str]) -> Score
         listed=first.listed,
         kind=first.kind,
         class_names=next((member.class_names for member in members if member.class_names), ()),
+        targets=None if first.targets is None else first.targets[places[0]],
     )
 
 
@@ -264,13 +280,13 @@ class Evaluated:
     """The result of an evaluation.
 
     Attributes:
-        accuracy: None for a list without labels.
+        accuracy: None for a list without labels; of a multi-label list a MultiLabelScore.
         scored: the scores of all videos.
         failures: unreadable videos, including those of a training list.
         text: the result as text; empty on all ranks except the first.
     """
 
-    accuracy: Accuracy | None
+    accuracy: Accuracy | MultiLabelScore | None
     scored: ScoredList
     failures: tuple[Failure, ...]
     text: str
@@ -285,11 +301,11 @@ def make_output_folders(out: str | os.PathLike[str], submission: str) -> None:
 
 def write_evaluation(
     folder: Path, scored: ScoredList, about: Mapping[str, Any], *, submission: str = ""
-) -> tuple[Accuracy | None, str]:
+) -> tuple[Accuracy | MultiLabelScore | None, str]:
     """Write the files of an evaluation into an existing folder; only rank 0 calls it.
 
     These are scores.npz, scores.csv, result.json, report.html and, for a list with labels, confusion.csv and
-    per_class.csv.
+    per_class.csv (multi-label: only per_class.csv, with the average precisions).
 
     Args:
         folder: the folder.
@@ -312,6 +328,19 @@ def write_evaluation(
     save_scores(folder / "scores.npz", scored, **({} if confusion is None else {"confusion": confusion}))
     write_table(folder / "scores.csv", [_COLUMNS, *_video_lines(scored)])
     percent = {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    multi_label: MultiLabelScore | None = None
+    precisions: list[ClassPrecision] = []
+    if scored.targets is not None:
+        multi_label = multi_label_score(scored.scores, scored.targets)
+        percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance}
+        precisions = [
+            ClassPrecision(label, scored.class_text(label), int(count), float(ap))
+            for label, (count, ap) in enumerate(zip(multi_label.counts, multi_label.ap, strict=True))
+        ]
+        lines = [
+            (row.label, row.name, row.videos, f"{row.ap:.2f}" if row.videos else "") for row in precisions
+        ]
+        write_table(folder / "per_class.csv", [("label", "name", "videos", "ap"), *lines])
     summary = write_result(
         folder,
         "classification",
@@ -329,6 +358,7 @@ def write_evaluation(
     html = render_evaluation(
         summary,
         classes=rows,
+        precisions=precisions,
         confusion=confusion,
         predicted=np.bincount(predictions(scored.scores), minlength=scored.classes),
         class_names=[scored.class_text(label) for label in range(scored.classes)],
@@ -338,7 +368,8 @@ def write_evaluation(
     write_page(folder / "report.html", html)
     if submission:
         write_submission(submission, scored)
-    return result, _format_result(scored, result, folder, about["protocol"], submission)
+    text = _format_result(scored, result or multi_label, folder, about["protocol"], submission)
+    return result or multi_label, text
 
 
 def write_submission(path: str | os.PathLike[str], scored: ScoredList) -> None:
@@ -459,11 +490,17 @@ def encode_middle_frame(path: str) -> bytes | None:
 
 
 def _format_result(
-    scored: ScoredList, result: Accuracy | None, folder: Path, protocol: Mapping[str, Any], submission: str
+    scored: ScoredList,
+    result: Accuracy | MultiLabelScore | None,
+    folder: Path,
+    protocol: Mapping[str, Any],
+    submission: str,
 ) -> str:
     views = f" ({protocol['views']} x {protocol['crops']} views)" if "views" in protocol else ""
     lines = [f"{len(scored.rows)} of {scored.listed} videos scored{views}"]
-    if result is not None:
+    if isinstance(result, MultiLabelScore):
+        lines.append(f"mAP         {result.mean_ap:.2f} % (random scores: {result.chance:.2f} %)")
+    elif result is not None:
         lines += [
             f"top-1       {result.top1:.2f} %",
             f"top-5       {result.top5:.2f} %",

@@ -78,7 +78,7 @@ _ARGUMENTS = {
     "ratio": "mask_ratio",
     "mask_kind": "mask_type",
     "data": "data_set",
-    "normalised": "normlize_target",
+    "normalized": "normlize_target",
 }
 """Options of VideoMAE's programs, by our names."""
 
@@ -120,7 +120,7 @@ def hugging_face(title: str, source: Source) -> Converted:
     config = source.config
     state = rename(source.state, (*_HF, *_DECODER))
     known = {"frames": config.get("num_frames"), **image_processor(source)}
-    known |= {"names": config.get("id2label"), "normalised": config.get("norm_pix_loss")}
+    known |= {"names": config.get("id2label"), "normalized": config.get("norm_pix_loss")}
     options = {"norm_eps": config.get("layer_norm_eps", 1e-12)}
     source = source.with_heads(
         heads=config.get("num_attention_heads"), decoder_heads=config.get("decoder_num_attention_heads")
@@ -185,8 +185,8 @@ def _masked(
     cube = arguments["cube_stride"]
     kind, ratio = known.get("mask_kind", "tube"), known.get("ratio", 0.9)
     target: dict[str, Any] = {"frames": "all", "per_channel": True}
-    if known.get("normalised") is False:
-        target = {"frames": "all", "normalised": False}
+    if known.get("normalized") is False:
+        target = {"frames": "all", "normalized": False}
     if cube != (2, 16, 16):
         target["output_stride"] = list(cube)
     recipe = PretrainRecipe(

@@ -248,11 +248,6 @@ def plan_runs(section: CompareSettings, targets: Sequence[str] = ()) -> list[Tar
             belongs to another config.
     """
     check_config(CompareConfig(section))
-    if section.finetunes and not section.finetune:
-        raise UserError(
-            "compare.finetunes needs the config of the fine-tunings; set compare.finetune, such as "
-            "configs/finetune/sample.yaml"
-        )
     tunings = conform(section.finetunes, Mapping[str, Mapping[str, Any]], "compare.finetunes") or {"": {}}
     shared = build_dataclass(_Shared, section.shared, name="compare.shared")
     entries = {

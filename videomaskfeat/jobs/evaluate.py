@@ -15,7 +15,12 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_network
-from videomaskfeat.inference.lists import ListChoice, check_records, resolve_class_names
+from videomaskfeat.inference.lists import (
+    ListChoice,
+    check_records,
+    check_single_label,
+    resolve_class_names,
+)
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
@@ -57,6 +62,11 @@ class ViewOptions:
         recipe = recipe.with_views(views=views, crops=self.crops)
         short_side = recipe.short_side if self.short_side is None else self.short_side
         average = recipe.average if self.average is None else self.average
+        if recipe.is_multi_label and average != recipe.average:
+            raise UserError(
+                f"average={average}: the weights are of a multi-label classifier, whose probabilities are "
+                "averaged; leave the option out"
+            )
         return dataclasses.replace(recipe, sampling=sampling, short_side=short_side, average=average)
 
 
@@ -154,6 +164,7 @@ class _Evaluation:
             # Class folders define their own labels, and may be of another data set than the weights.
             known = () if is_folder(neighbors.list_path) else names
             self.train = lists.load(neighbors.list_path, labels="yes", known_classes=known, stills=stills)
+            check_single_label(self.train)
             names = self.train.class_names or names
         self.records = lists.load(list_path, known_classes=names, stills=stills)
         if self.train is not None:  # the training list defines the classes
@@ -167,6 +178,7 @@ class _Evaluation:
         for records in (self.records, self.train):
             if records is not None:
                 build_views(records, self.recipe)  # raises if the recipe is wrong
+                _check_kind(records, self.recipe, weights, self.neighbors)
                 check_records(records, classes=classes, source=source, named=bool(names))
 
     def score(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
@@ -228,8 +240,33 @@ class _Evaluation:
 
     def _build_scored_list(self, tested: VideoScores, scores: np.ndarray, kind: str) -> ScoredList:
         paths = tuple(self.records[int(row)].path for row in tested.rows)
+        targets = None
+        if self.records.is_multi_label:
+            targets = self.records.multi_hot(tested.rows, self.classes)
         return ScoredList(
-            scores, tested.labels, tested.rows, paths, tested.failures, tested.listed, kind, self.names
+            scores,
+            tested.labels,
+            tested.rows,
+            paths,
+            tested.failures,
+            tested.listed,
+            kind,
+            self.names,
+            targets=targets,
+        )
+
+
+def _check_kind(records: Records, recipe: ClassifyRecipe, weights: str, neighbors: Neighbors | None) -> None:
+    """Raise UserError if a list has one label per video and the classifier any number, or vice versa."""
+    if neighbors is not None:
+        check_single_label(records)
+    elif records.is_multi_label != recipe.is_multi_label and (
+        records.is_multi_label or records.labels is not None
+    ):
+        kinds = ("one label per video", "any number of labels per video")
+        raise UserError(
+            f"{records.source} has {kinds[records.is_multi_label]}, but {weights} is a classifier for "
+            f"{kinds[recipe.is_multi_label]}; give the list of its data set, or set labels=no to only score"
         )
 
 

@@ -14,9 +14,15 @@ import simplejson
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.augment import Augmentation, Mixing, RandAugment, RandomErasing
+from videomaskfeat.data.augment import Augmentation, Mixing, MultiLabelMixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabeledBatch
-from videomaskfeat.data.clips import LabeledClips, check_labels, left_right_pairs, random_segments
+from videomaskfeat.data.clips import (
+    LabeledClips,
+    MultiLabelClips,
+    check_labels,
+    left_right_pairs,
+    random_segments,
+)
 from videomaskfeat.data.formats import check_lists, class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
@@ -37,8 +43,13 @@ from videomaskfeat.inference.multiview import (
     evaluate_model,
     hold_videos,
 )
-from videomaskfeat.losses import soft_cross_entropy
-from videomaskfeat.metrics.accuracy import accuracy, confusion_matrix
+from videomaskfeat.losses import multi_label_cross_entropy, soft_cross_entropy
+from videomaskfeat.metrics.accuracy import (
+    MultiLabelScore,
+    accuracy,
+    confusion_matrix,
+    multi_label_score,
+)
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
@@ -71,6 +82,8 @@ class FinetuneRun(Run):
         super().__init__(config, device)
         self.lists = read_lists(config)
         self.recipe = ClassifyRecipe.of(config.clip, config.evaluate, self.lists.names)
+        if self.lists.is_multi_label:
+            self.recipe = replace(self.recipe, average="sigmoid")
         model, self.load_report = build_classifier(config, self.lists.classes)
         if self.load_report is not None:
             self.load_warning = compare_levels(
@@ -78,7 +91,14 @@ class FinetuneRun(Run):
             )
         self.loader = training_loader(config, self.lists)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.mixing = Mixing(classes=self.lists.classes, **vars(config.mix))
+        mix = vars(config.mix).copy()
+        if self.lists.is_multi_label:
+            del mix["smoothing"]
+            self.mixing: Mixing = MultiLabelMixing(classes=self.lists.classes, **mix)
+            self.loss, self.right, self.measure = multi_label_cross_entropy, _any_label, self._mean_ap
+        else:
+            self.mixing = Mixing(classes=self.lists.classes, **mix)
+            self.loss, self.right, self.measure = soft_cross_entropy, _largest_share, self._accuracy
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # reports mistakes before the training
             build_views(self.lists.validation, self.recipe)
@@ -101,7 +121,8 @@ class FinetuneRun(Run):
             f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
             f"clip      {clip.frames} frames x {sampling}, {clip.crop}x{clip.crop} pixels: {tokens} = "
             f"{tokens.size} tokens, {counted(clip.samples_per_video, 'clip')} per video and epoch",
-            f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes",
+            f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes"
+            f"{', any number per video: binary cross-entropy, mAP' if lists.is_multi_label else ''}",
         ]
         mix, optim = config.mix, config.optim
         clips = optim.batch_size // distributed.world_size() // optim.accumulate
@@ -117,29 +138,35 @@ class FinetuneRun(Run):
         self.memory = hold_videos(self.config.data, (self.loader,), lists, log=self.folder.log)
 
     def step(self, batch: LabeledBatch) -> StepResult:
-        """Loss and ``train_top1`` in percent; the class of a mixed clip is the one with the larger share."""
+        """Loss and ``train_top1`` in percent.
+
+        The class of a mixed clip is the one with the larger share. In a multi-label list the first class is
+        right if the clip has it.
+        """
         pixels = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         clips, targets = self.mixing(pixels, batch.labels)
         loss, logits = self.compare(clips, targets)
-        right = logits.detach().argmax(dim=-1) == targets.argmax(dim=-1)
+        right = self.right(logits.detach().argmax(dim=-1), targets)
         return StepResult(loss, {"train_top1": 100 * right.float().mean()})
 
     def classify(self, clips: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Clips float [B, C, T, H, W] and targets float [B, L] -> loss float32 [] and logits [B, L]."""
         logits = self.network(clips)
-        return soft_cross_entropy(logits, targets), logits
+        return self.loss(logits, targets), logits
 
     def evaluate(self) -> dict[str, float]:
-        """Accuracy with one view per video."""
+        """Accuracy, or mAP of a multi-label list, with one view per video."""
+        return self.measure_sets(self.config.evaluate.weights, self.measure)
 
-        def measure() -> dict[str, float]:
-            score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
-            return {"top1": score.top1, "top5": score.top5}
+    def _accuracy(self) -> dict[str, float]:
+        score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
+        return {"top1": score.top1, "top5": score.top5}
 
-        return self.measure_sets(self.config.evaluate.weights, measure)
+    def _mean_ap(self) -> dict[str, float]:
+        return {"map": multi_label_score(*self.score(replace(self.recipe, views=1, crops=1))).mean_ap}
 
     def score(self, recipe: ClassifyRecipe) -> tuple[np.ndarray, np.ndarray]:
-        """Scores [n, L] and labels [n] of the held-out videos with the present weights."""
+        """Scores [n, L] and labels [n] (multi-label: bool [n, L]) of the held-out videos."""
         assert self.lists.validation is not None
         data = self.config.data
         scores: VideoScores = evaluate_model(
@@ -155,6 +182,8 @@ class FinetuneRun(Run):
             ),
         )
         self.unreadable = scores.failures
+        if self.lists.is_multi_label:
+            return scores.scores, self.lists.validation.multi_hot(scores.rows, self.lists.classes)
         return scores.scores, scores.labels
 
     def save(self, path: Path) -> None:
@@ -169,27 +198,54 @@ class FinetuneRun(Run):
         # A resumed run may evaluate other views than the one that wrote the file.
         distributed.run_on_main(lambda: self.save(self.best.path))
         scores, labels = self.score(self.recipe)
-        score = accuracy(scores, labels)
-        confusion = {"class_names": self.lists.names, "counts": confusion_matrix(scores, labels).tolist()}
-        distributed.run_on_main(lambda: self.folder.write("confusion.json", simplejson.dumps(confusion)))
-        return {
+        facts = {
             "best_weights": str(self.best.path),
-            "validation_best_top1": self.best.score,
-            "top1": score.top1,
-            "top5": score.top5,
-            "mean_class": score.mean_class,
-            "videos": score.videos,
             "listed": len(self.lists.validation),
             "classes": self.lists.classes,
             "views": self.recipe.views,
             "crops": self.recipe.crops,
         }
+        if self.lists.is_multi_label:
+            result = multi_label_score(scores, labels)
+            distributed.run_on_main(lambda: self._write_classes(result))
+            return facts | {
+                "validation_best_map": self.best.score,
+                "map": result.mean_ap,
+                "map_chance": result.chance,
+                "videos": result.videos,
+            }
+        score = accuracy(scores, labels)
+        confusion = {"class_names": self.lists.names, "counts": confusion_matrix(scores, labels).tolist()}
+        distributed.run_on_main(lambda: self.folder.write("confusion.json", simplejson.dumps(confusion)))
+        return facts | {
+            "validation_best_top1": self.best.score,
+            "top1": score.top1,
+            "top5": score.top5,
+            "mean_class": score.mean_class,
+            "videos": score.videos,
+        }
+
+    def _write_classes(self, result: MultiLabelScore) -> None:
+        names = self.lists.names or tuple(f"class {label}" for label in range(self.lists.classes))
+        rows = [
+            {"name": name, "videos": int(count), "ap": None if np.isnan(ap) else float(ap)}
+            for name, count, ap in zip(names, result.counts, result.ap, strict=True)
+        ]
+        self.folder.write("average_precision.json", simplejson.dumps(rows))
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         lines = [
             f"unreadable held-out video, left out: {failure.path}: {failure.cause}"
             for failure in self.unreadable or ()
         ]
+        if "map" in summary:
+            lines += [
+                f"held-out mAP over {summary['views']} x {summary['crops']} views, {summary['videos']} of "
+                f"{summary['listed']} videos",
+                f"  mAP         {summary['map']:.2f} % (random scores: {summary['map_chance']:.2f} %)",
+                f"best        {summary['best_weights']}   "
+                f"({summary['validation_best_map']:.2f} % with one view)",
+            ]
         if "top1" in summary:
             lines += [
                 f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
@@ -218,6 +274,21 @@ class ClassLists:
     validation: Records | None
     classes: int
     names: tuple[str, ...]
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether a video has any number of classes."""
+        return self.train.is_multi_label
+
+
+def _largest_share(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Whether classes int64 [B] have the largest share of targets [B, L]."""
+    return predicted == targets.argmax(dim=-1)
+
+
+def _any_label(predicted: Tensor, targets: Tensor) -> Tensor:
+    """Whether classes int64 [B] have a share of at least a half in targets [B, L]."""
+    return targets.gather(1, predicted[:, None])[:, 0] >= 0.5
 
 
 def read_lists(config: FinetuneConfig) -> ClassLists:
@@ -248,8 +319,14 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
             f"{names_path or data.train} has {len(names)} class names, but data.classes is "
             f"{data.classes}; leave data.classes out, or give the names of these classes"
         )
-    assert train.labels is not None
-    classes = data.classes or len(names) or int(train.labels.max()) + 1
+    if validation is not None and validation.is_multi_label != train.is_multi_label:
+        raise UserError(
+            f"{data.train} and {data.validation}: one has several labels per video, the other one label; "
+            "give two lists of one kind"
+        )
+    classes = data.classes or len(names) or train.classes
+    if not classes:
+        raise UserError(f"{data.train}: no video has a label; give a labeled list")
     for records in (train, validation):
         if records is not None:
             check_labels(records, classes, class_names=names_path if names else "")
@@ -307,7 +384,10 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
     Raises:
         UserError: the batch size, a clip key or an augmentation is wrong.
     """
-    dataset = LabeledClips(
+    build: Callable[..., LabeledClips] = LabeledClips
+    if lists.is_multi_label:
+        build = functools.partial(MultiLabelClips, classes=lists.classes)
+    dataset = build(
         lists.train,
         sampler=_sampler(config.clip),
         transform=_transform(config.clip),

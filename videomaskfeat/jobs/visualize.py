@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.classifiers import load_network
-from videomaskfeat.inference.drawing import Visualized, draw_videos
+from videomaskfeat.inference.classifiers import load_classifier, load_network
+from videomaskfeat.inference.drawing import Visualized, draw_class_maps, draw_videos
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.recipe import read_recipe
@@ -26,8 +26,10 @@ def visualize(
     device: str = "auto",
     reader: str = "auto",
     columns: int = 8,
+    attention: bool = False,
+    label: int | None = None,
 ) -> Visualized:
-    """Draw the center crop of the middle clip of each video with a pre-trained model.
+    """Draw the center crop of the middle clip of each video with a pre-trained model or a classifier.
 
     Args:
         weights: weights file (safetensors) of a pre-training run.
@@ -40,11 +42,17 @@ def visualize(
         device: auto, cpu or cuda.
         reader: auto, decord or pyav.
         columns: maximum number of time steps in an image.
+        attention: draw the positions that raise the logit of a class, with the weights of a classifier.
+        label: the class for ``attention``; None: the most probable one of each video.
 
     Raises:
         UserError: the weights or an argument are wrong, the target cannot be drawn, or no video could be
             read.
     """
+    if attention:
+        return _visualize_classes(weights, videos, out, label, device, reader, columns)
+    if label is not None:
+        raise UserError("label is the class of --attention; add --attention, or leave label out")
     recipe = read_recipe(weights)
     own = recipe.mask
     ratio = own.ratio if ratio is None else ratio
@@ -58,6 +66,25 @@ def visualize(
     model = load_network(weights, machine)
     choose_inference_threads(model, recipe.clip, machine, network=model.features)
     result = draw_videos(model, videos, out, recipe=recipe, seed=seed, reader=reader, columns=columns)
+    return _check_written(result, videos)
+
+
+def _visualize_classes(
+    weights: str | os.PathLike[str],
+    videos: Sequence[str],
+    out: str | os.PathLike[str],
+    label: int | None,
+    device: str,
+    reader: str,
+    columns: int,
+) -> Visualized:
+    classifier = load_classifier(weights, device=device, precision="fp32", reader=reader)
+    videos = expand_folders(videos, stills=classifier.recipe.clip.frames == 1)
+    result = draw_class_maps(classifier, videos, out, label=label, columns=columns)
+    return _check_written(result, videos)
+
+
+def _check_written(result: Visualized, videos: Sequence[str]) -> Visualized:
     if not result.written:
         raise UserError(f"none of the {len(videos)} videos could be read; the first: {result.failures[0]}")
     return result

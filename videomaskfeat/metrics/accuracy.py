@@ -48,6 +48,63 @@ def accuracy(scores: np.ndarray, labels: np.ndarray) -> Accuracy:
     )
 
 
+@dataclass(frozen=True)
+class MultiLabelScore:
+    """Mean average precision of a multi-label classifier.
+
+    Attributes:
+        mean_ap: mean of ``ap`` over the classes with videos, percent.
+        chance: the same of random scores: the mean share of videos with the class, percent.
+        ap: average precision per class, percent, float64 [L]; NaN without videos.
+        counts: videos with each class, int64 [L].
+        videos: number of videos.
+    """
+
+    mean_ap: float
+    chance: float
+    ap: np.ndarray
+    counts: np.ndarray
+    videos: int
+
+
+def multi_label_score(scores: np.ndarray, targets: np.ndarray) -> MultiLabelScore:
+    """Compute the mAP from scores float [n, L] and targets bool [n, L], as scikit-learn and PySlowFast do.
+
+    Raises:
+        UserError: no video has a label, or a score is not a number.
+    """
+    if np.isnan(scores).any():
+        raise UserError("a score is not a number; check the model")
+    counts = targets.sum(axis=0)
+    if not counts.any():
+        raise UserError("no scored video has a label, so there is no mAP")
+    ap = np.array([average_precision(*column) for column in zip(scores.T, targets.T, strict=True)])
+    return MultiLabelScore(
+        mean_ap=100 * float(np.nanmean(ap)),
+        chance=100 * float(counts[counts > 0].mean() / len(targets)),
+        ap=100 * ap,
+        counts=counts,
+        videos=len(targets),
+    )
+
+
+def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
+    """Average precision of one class, 0..1: the sum of precision times increase of recall, from the highest
+    score down; NaN without positives.
+
+    Args:
+        scores: float [n]; equal ones are counted together.
+        targets: bool [n].
+    """
+    if not targets.any():
+        return float("nan")
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # last place of each score
+    hits = np.cumsum(targets[order])[last]
+    precision = hits / (np.flatnonzero(last) + 1)
+    return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+
+
 def predictions(scores: np.ndarray) -> np.ndarray:
     """The class with the highest score, int64 [n]; the first of equal ones."""
     return scores.argmax(axis=1)

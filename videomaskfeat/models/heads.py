@@ -212,6 +212,10 @@ class Classifier(Encoder):
             features = self._head_input(clips)
         return self.head(features)
 
+    def logits(self, clips: Tensor) -> Tensor:
+        """:meth:`forward` with the gradient of a frozen encoder, too."""
+        return self.head(self._head_input(clips))
+
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last linear layer by a new one, drawn from torch's global generator (as in timm).
 

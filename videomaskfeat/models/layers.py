@@ -116,7 +116,7 @@ class BatchNorm(nn.Module):
 
 
 class FeatureNorm(nn.Module):
-    """:class:`BatchNorm` without scale and shift, for features that need no gradient."""
+    """:class:`BatchNorm` without scale and shift, for features that need no gradient in training."""
 
     mean: Tensor
     variance: Tensor
@@ -127,7 +127,6 @@ class FeatureNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("variance", torch.ones(width))
 
-    @torch.no_grad()
     def forward(self, features: Tensor) -> Tensor:
         """See :meth:`BatchNorm.forward`."""
         features = features.float()
@@ -135,7 +134,8 @@ class FeatureNorm(nn.Module):
             return (features - self.mean) * (self.variance + self.eps).rsqrt()
         if not _several_processes():
             _check_batch(features)
-        return _normalize(features, self.mean, self.variance, self.momentum, self.eps)
+        with torch.no_grad():
+            return _normalize(features, self.mean, self.variance, self.momentum, self.eps)
 
 
 def _normalize(features: Tensor, mean: Tensor, variance: Tensor, momentum: float, eps: float) -> Tensor:

@@ -318,9 +318,18 @@ def convert_weights(path: str, *, key: str = "", format: str = "auto", **choices
 
 
 def weights_file(path: str | os.PathLike[str]) -> str:
-    """The path of a weights file, or of the weights in a folder of transformers or timm."""
+    """The path of a weights file, or of the weights in a folder of transformers or timm.
+
+    Raises:
+        UserError: the weights in the folder are divided into several files.
+    """
     text = os.fspath(path)
     if is_folder(text):
+        if is_file(os.path.join(text, "model.safetensors.index.json")):
+            raise UserError(
+                f"{text}: its weights are divided into several files; save the model again in one, by "
+                "save_pretrained(..., max_shard_size='100GB')"
+            )
         for name in _FOLDER_FILES:
             if is_file(os.path.join(text, name)):
                 return os.path.join(text, name)

@@ -49,6 +49,16 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
+class ClassPrecision:
+    """The result of one class of a multi-label list: label, name, videos, average precision [percent]."""
+
+    label: int
+    name: str
+    videos: int
+    ap: float
+
+
+@dataclass(frozen=True)
 class ShownVideo:
     """A video with its picture.
 
@@ -73,6 +83,7 @@ def render_evaluation(
     result: Mapping[str, Any],
     *,
     classes: Sequence[ClassRow],
+    precisions: Sequence[ClassPrecision] = (),
     confusion: np.ndarray | None,
     predicted: np.ndarray,
     class_names: Sequence[str],
@@ -84,6 +95,7 @@ def render_evaluation(
     Args:
         result: content of result.json.
         classes: one row per class; empty for a list without labels.
+        precisions: one row per class of a multi-label list.
         confusion: int [L, L], number of videos by label and prediction; None for a list without labels.
         predicted: int [L], number of videos per predicted class.
         class_names: names indexed by label.
@@ -108,6 +120,8 @@ def render_evaluation(
         "rest": _describe_rest(result["protocol"]),
         "confusion": section,
         "classes": _class_table(classes, chance),
+        "map": result.get("map"),
+        "precisions": _precision_table(precisions, videos) if precisions else None,
         "predicted": build_table(
             ("Class", "Videos", "Share"), [(*row, f"{100 * row[1] / videos:.1f} %") for row in counts]
         ),
@@ -143,15 +157,19 @@ def _describe_rest(protocol: Mapping[str, Any]) -> str:
 
 
 def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Cards of top-1, top-5 and mean class accuracy with their chance levels.
+    """Cards of top-1, top-5 and mean class accuracy, or of the mAP, with their chance levels.
 
     A card is green if the lower end of the 95 % confidence interval is above chance.
 
     Args:
         result: ``top1``, ``top5`` (no card with at most 5 classes), ``mean_class`` [percent], ``classes`` and
-            ``videos``; each may be missing.
+            ``videos``; ``map`` and ``map_chance`` [percent]; each may be missing.
     """
     classes, videos = finite_number(result.get("classes")), finite_number(result.get("videos"))
+    mean_ap, random = finite_number(result.get("map")), finite_number(result.get("map_chance"))
+    if mean_ap is not None:
+        note = {} if random is None else {"note": f"chance level {random:.1f} %", "good": mean_ap > random}
+        return [{"name": "mAP", "value": f"{mean_ap:.2f} %", "share": mean_ap / 100, **note}]
     names = {"top1": ("Top-1", 1), "top5": ("Top-5", 5), "mean_class": ("Mean class accuracy", 1)}
     cards = []
     for key, (name, guesses) in names.items():
@@ -206,6 +224,17 @@ def _class_table(rows: Sequence[ClassRow], chance: float) -> dict[str, Any]:
         confused_with = f"{row.confused_with} ({row.times})" if row.times else ""
         lines.append((row.label, row.name, row.videos, *accuracies, confused_with))
     return build_table(("Label", "Class", "Videos", "Top-1", "", "Top-5", "Most often confused with"), lines)
+
+
+def _precision_table(rows: Sequence[ClassPrecision], videos: int) -> dict[str, Any]:
+    """The classes of a multi-label list by ascending average precision; classes without videos come last."""
+    lines: list[tuple[Any, ...]] = []
+    for row in sorted(rows, key=lambda row: (not row.videos, row.ap if row.videos else 0.0, row.label)):
+        cells: tuple[Any, ...] = ("", "")
+        if row.videos:
+            cells = (f"{row.ap:.1f} %", {"share": row.ap / 100, "good": row.ap / 100 > row.videos / videos})
+        lines.append((row.label, row.name, row.videos, *cells))
+    return build_table(("Label", "Class", "Videos", "Average precision", ""), lines)
 
 
 def _describe_video(video: ShownVideo) -> dict[str, Any]:

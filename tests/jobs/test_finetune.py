@@ -21,7 +21,14 @@ from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine.run import BestWeights
 from videomaskfeat.errors import UserError
-from videomaskfeat.jobs.finetune import ClassLists, FinetuneRun, label_gap_warning, read_lists
+from videomaskfeat.jobs.finetune import (
+    ClassLists,
+    FinetuneRun,
+    label_gap_warning,
+    largest_share,
+    read_lists,
+)
+from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import load_model, read_state, save_weights
@@ -181,6 +188,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
     mixing = Mixing(classes=5, mixup=0.0, cutmix=0.0, probability=1.0, switch=0.5, smoothing=0.1)
     recipe = ClassifyRecipe(ClipRecipe(frames=4, stride=2, crop=32))
     run: Any = SimpleNamespace(network=model, mixing=mixing, recipe=recipe)
+    run.loss, run.right = soft_cross_entropy, largest_share
     run.compare = functools.partial(FinetuneRun.classify, run)
     loss, metrics, _ = FinetuneRun.step(run, batch)
     logits = model(normalize(clips, mean=0.45, std=0.225))

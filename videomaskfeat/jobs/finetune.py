@@ -98,7 +98,7 @@ class FinetuneRun(Run):
             self.loss, self.right, self.measure = multi_label_cross_entropy, _any_label, self._mean_ap
         else:
             self.mixing = Mixing(classes=self.lists.classes, **mix)
-            self.loss, self.right, self.measure = soft_cross_entropy, _largest_share, self._accuracy
+            self.loss, self.right, self.measure = soft_cross_entropy, largest_share, self._accuracy
         self.evaluates, self.evaluate_epochs = self.lists.validation is not None, config.evaluate.epochs
         if self.lists.validation is not None:  # reports mistakes before the training
             build_views(self.lists.validation, self.recipe)
@@ -281,7 +281,7 @@ class ClassLists:
         return self.train.is_multi_label
 
 
-def _largest_share(predicted: Tensor, targets: Tensor) -> Tensor:
+def largest_share(predicted: Tensor, targets: Tensor) -> Tensor:
     """Whether classes int64 [B] have the largest share of targets [B, L]."""
     return predicted == targets.argmax(dim=-1)
 

@@ -83,11 +83,14 @@ def test_cost_of_a_step_covers_all_its_micro_batches() -> None:
     assert results.row()["micro_batches"] == 3
 
 
-def test_one_seed_has_no_deviation_and_no_fine_tuning_has_no_number() -> None:
+def test_one_seed_has_no_deviation_and_columns_without_numbers_are_left_out() -> None:
     single = TargetResults("hog", "nano", COST, [seed_result(1, [1, 2], 30.0, 10.0, 0.0)])
     assert single.cells()[-4:] == ["30.0", "10.0", "", ""]
     markdown = TargetResults.markdown([single, RESULTS])
-    assert [line.count("|") for line in markdown.splitlines()] == [len(table_header([""])) + 1] * 4
+    without_knn = [title for title in table_header([""]) if "k-NN" not in title]
+    assert markdown.splitlines()[0] == f"| {' | '.join(without_knn)} |"
+    assert [line.count("|") for line in markdown.splitlines()] == [len(without_knn) + 1] * 4
+    assert "Fine-tuned" not in TargetResults.markdown([single])
 
 
 def test_page_shows_every_number_curve_and_run() -> None:

@@ -285,9 +285,17 @@ def table_header(finetunings: Sequence[str]) -> tuple[str, ...]:
 
 
 def _whole_table(results: Sequence[TargetResults]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the table."""
+    """Header and rows of the table, without the columns that no target has a value for."""
     finetunings = _finetunings(results) or [""]
-    return table_header(finetunings), [tuple(target.cells(finetunings)) for target in results]
+    columns = [
+        (title, *cells)
+        for title, *cells in zip(
+            table_header(finetunings), *(target.cells(finetunings) for target in results), strict=True
+        )
+        if any(cells)
+    ]
+    header, *rows = zip(*columns, strict=True)
+    return header, rows
 
 
 def _finetunings(results: Sequence[TargetResults]) -> list[str]:

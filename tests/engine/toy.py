@@ -128,7 +128,7 @@ def train_toy(
     options = {
         name: arguments.pop(name) for name in list(arguments) if name in LoopOptions.__dataclass_fields__
     }
-    options = {"tensorboard": False, "clip_norm": 0.5, **options}
+    options = {"loggers": (), "clip_norm": 0.5, **options}
     schedule = WarmupCosine(base_lr=0.02, start_lr=0.001, end_lr=0.0, warmup_epochs=1, epochs=3)
     return train(
         model=model,

@@ -36,11 +36,12 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_and_python_run_as_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 6
+    assert len(commands) == 8
     for command in commands:
         program, *arguments = shlex.split(command)
         # One process less for each command: workers are tested elsewhere.
-        arguments += [] if "--workers" in arguments else ["--workers", "0"]
+        if arguments[0] != "visualize" and "--workers" not in arguments:
+            arguments += ["--workers", "0"]
         assert program == "videomaskfeat"
         assert main(arguments) == 0, (command, capsys.readouterr().err)
     assert sorted(path.name for path in (place / "labeled").iterdir()) == [

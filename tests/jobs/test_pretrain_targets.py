@@ -245,7 +245,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
         ),
         (
             ["target=features", "target.arguments={teacher: LIST}"],
-            ["train.csv is not a safetensors file; use"],
+            ["train.csv is not a checkpoint: neither a zip archive"],
         ),
         (
             ["model.name=mvitv2_nano"],

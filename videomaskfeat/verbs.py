@@ -533,7 +533,7 @@ class VisualizeOptions:
 
     weights: str = key(
         "",
-        "weights of a pre-training run; of a classifier with --attention",
+        "weights of a pre-training run; with --attention, of a classifier",
         positional=True,
         former="checkpoint",
     )
@@ -626,7 +626,11 @@ class ImportWeightsOptions:
 
     weights: str = key("", "weights file, or a folder of transformers or timm", positional=True)
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
-    format: str = key("auto", "format of the weights, as in the table of the documentation", flag="from")
+    format: str = key(
+        "auto",
+        "format of the weights: auto, or a name of docs/how_to/other_weights.md, such as vjepa2",
+        flag="from",
+    )
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key("", "key of the weights in the checkpoint; empty: the usual one")
     heads: int | None = key(None, "number of attention heads", least=1, null="as in published models")
@@ -784,7 +788,7 @@ class MakeListsOptions:
     )
     seed: int = key(0, "seed of the random split", least=0)
     class_names: str = key("", "file of class names in the order of the labels; empty: sorted names")
-    check: bool = key(True, "decode frames of every video, and leave out unreadable ones and copies")
+    check: bool = key(True, "check that every video can be decoded and is not a copy")
     workers: int = key(os.cpu_count() or 1, "number of processes that check", least=1)
     overwrite: bool = key(False, "replace lists in OUT")
 
@@ -844,7 +848,7 @@ def configs(options: ConfigsOptions) -> int:
 class ModelsOptions:
     """options"""
 
-    pattern: str = key("*", "pattern of names, such as '*nano*'", positional=True)
+    pattern: str = key("*", "pattern of names, such as '*nano*'; without it, all models", positional=True)
     json: bool = key(False, "print JSON")
 
 

@@ -99,8 +99,8 @@ class _Folder:
         matches = exact or matches
         if len(matches) > 1:
             raise UserError(
-                f"{self.root}: {show_text(name)} may be {matches[0]} or {matches[1]}; put the folder into "
-                "the annotations, or give the folder of one of them"
+                f"{self.root}: {show_text(name)} matches {matches[0]} and {matches[1]}; write the folder "
+                "in the annotations, or give the folder of one of them"
             )
         return matches[0] if matches else None
 

@@ -96,8 +96,8 @@ def _converted(
     grid = None if table is None or table.ndim != 3 else square_grid(table.shape[1] - prefix, (1,))
     if grid is None:
         raise UserError(
-            f"{source.path}: {title} without learned positions on a square grid; register tokens, "
-            "distillation tokens and rotary positions are not supported"
+            f"{source.path}: read as {title}, which must have learned positions on a square grid; register "
+            "tokens, distillation tokens and rotary positions are not supported"
         )
     crop = grid[1] * stem.shape[-1]
     usual = {"frames": 1, "stride": 1, "crop": crop, "target_fps": None, **usual}

@@ -89,7 +89,7 @@ FORMATS: dict[str, Format] = {
     "vjepa2.1": Format(
         "V-JEPA 2.1 encoder",
         lambda source: vjepa.is_original(source),
-        reason="its stem and its norms of several depths have no equal here",
+        reason="this package has no model with its stem and its norms at several depths",
     ),
     "timesformer": Format(
         "TimeSformer",
@@ -97,7 +97,7 @@ FORMATS: dict[str, Format] = {
             source.has("*.encoder.layer.0.temporal_attention.attention.qkv.weight")
             or source.has("*.blocks.0.temporal_attn.qkv.weight")
         ),
-        reason="its divided attention over time and space has no equal here",
+        reason="this package has no model with divided attention over time and space",
     ),
     "vit-mae-transformers": Format(
         "ViTMAE of transformers",
@@ -117,7 +117,7 @@ FORMATS: dict[str, Format] = {
         lambda source: (
             source.has("*.vision_model.embeddings.class_embedding") or source.has("visual.class_embedding")
         ),
-        reason="its vision transformer has another norm and activation",
+        reason="this package has no model with its norm and its activation",
     ),
     "slowfast": Format(
         "SlowFast or another convolutional network of PySlowFast",
@@ -168,9 +168,7 @@ def convert(
         name = format
     chosen = FORMATS[name]
     if chosen.convert is None:
-        raise UserError(
-            f"{path}: this is a {chosen.title} checkpoint, which is not supported: {chosen.reason}"
-        )
+        raise UserError(f"{path}: recognized as {chosen.title}, which is not supported: {chosen.reason}")
     config = _read_beside(path, "config.json")
     source = replace(source, config=config, preprocessor=_read_beside(path, "preprocessor_config.json"))
     try:
@@ -180,10 +178,8 @@ def convert(
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
         if isinstance(error, UserError):
             raise
-        what = f"without {error}" if isinstance(error, KeyError) else f"with unexpected values ({error})"
-        raise UserError(
-            f"{path}: a {chosen.title} checkpoint {what}; use the whole file that {chosen.title} wrote"
-        ) from error
+        what = f"{error} is missing" if isinstance(error, KeyError) else f"it has unexpected values ({error})"
+        raise UserError(f"{path}: read as {chosen.title}, but {what}; use the complete checkpoint") from error
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

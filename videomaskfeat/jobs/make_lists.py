@@ -61,7 +61,7 @@ class MadeLists:
         if self.missing:
             lines.append(f"left out  {counted(self.missing, 'annotated video')} without a file")
         if self.dropped:
-            lines.append(f"left out  {counted(self.dropped, 'video')} that check-data refuses:")
+            lines.append(f"left out  {counted(self.dropped, 'video')}, unreadable or copies:")
             assert self.report is not None
             problems = [one for one in self.report.problems if one.kind != "odd"]
             lines += [f"    {one.path}: {one.detail}" for one in problems[:20]]

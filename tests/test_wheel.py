@@ -60,7 +60,11 @@ def test_configs_of_the_package_are_found_by_name(tmp_path: Path, monkeypatch: p
     monkeypatch.chdir(tmp_path)
     for name in ("configs/pretrain/sample.yaml", "pretrain/sample"):
         assert Path(locate_config(name)) == ROOT / "configs/pretrain/sample.yaml"
-    assert locate_config("pretrain/nothing.yaml") == "pretrain/nothing.yaml"
+    assert locate_config("elsewhere.yaml") == "elsewhere.yaml"
+    with pytest.raises(
+        UserError, match=r"no such file or config; did you mean 'pretrain/small_cpu'\? `videomask"
+    ):
+        locate_config("pretrain/smal_cpu")
     (tmp_path / "pretrain").mkdir()
     (tmp_path / "pretrain/sample").write_text("")
     assert locate_config("pretrain/sample") == "pretrain/sample"  # the user's own file comes first

@@ -298,11 +298,17 @@ def locate_config(path: str) -> str:
     """The path, or if there is no such file the config of the package with this name.
 
     ``configs/pretrain/sample.yaml`` and ``pretrain/sample`` are both names of a config of the package.
+
+    Raises:
+        UserError: there is neither, but a config with a similar name.
     """
     if exists(path):
         return path
     name = path.replace(os.sep, "/").removeprefix("configs/").removesuffix(".yaml")
-    return str(shipped_configs().get(name, path))
+    configs = shipped_configs()
+    if name not in configs and (close := nearest(name, configs)):
+        raise UserError(f"{path}: no such file or config{close} `videomaskfeat configs` lists all")
+    return str(configs.get(name, path))
 
 
 def load_config(

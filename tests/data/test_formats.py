@@ -84,6 +84,7 @@ def test_list_has_paths_and_labels(tmp_path: Path, text: str, expected: list[tup
         ("a.mp4\nb.mp4 3\n", {}, r"train\.csv:2: 'b\.mp4 3' ends with the label 3, but row 1 has no label"),
         ("a.mp4 3\n", {"labels": "no"}, r"train\.csv:1: .*labels=no"),
         ("a.mp4\n", {"labels": "yes"}, r"train\.csv:1: 'a\.mp4' has 1 field.*add the label to every row$"),
+        ('"my a.mp4"\n', {"labels": "yes"}, r"train\.csv:1: '\"my a\.mp4\"' has 1 field.*add the label"),
         (
             "path,label\na.mp4,1\n",
             {},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_class_folders_become_three_lists(folders: Path, tmp_path: Path) -> None:
-    out = tmp_path / "lists"
+    out = tmp_path / "my lists"
     lists = make_lists(str(folders), str(out), validation=0.2, test=0.2, check=False)
     records = {part: load_records(out / f"{part}.csv") for part in ("train", "val", "test")}
     assert (out / "classes.txt").read_text() == "hand stand\nwalk\n"
@@ -36,7 +37,12 @@ def test_class_folders_become_three_lists(folders: Path, tmp_path: Path) -> None
         for record in rows:
             assert Path(record.path).exists()
             assert record.label == int("walk" in record.path)
-    assert f"data.validation={out}/val.csv data.classes=0 data.class_names={out}/classes.txt" in lists.text()
+    words = shlex.split(lists.text().splitlines()[-1])
+    assert words[1:] == [
+        *("videomaskfeat", "finetune", "--config", "CONFIG", f"data.train={out}/train.csv"),
+        *(f"data.validation={out}/val.csv", "data.classes=0", f"data.class_names={out}/classes.txt"),
+        *("model.weights=WEIGHTS", "run.folder=runs/tuned"),
+    ]
 
 
 def test_lists_are_not_replaced_in_silence(folders: Path, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -65,12 +66,12 @@ class MadeLists:
             assert self.report is not None
             problems = [one for one in self.report.problems if one.kind != "odd"]
             lines += [f"    {one.path}: {one.detail}" for one in problems[:20]]
-        held_out = f" data.validation={self.folder}/val.csv" if "val" in self.subsets else ""
-        lines.append(
-            "next      videomaskfeat finetune --config CONFIG "
-            f"data.train={self.folder}/train.csv{held_out} data.classes=0 "
-            f"data.class_names={self.folder}/classes.txt model.weights=WEIGHTS run.folder=runs/tuned"
-        )
+        command = ["videomaskfeat", "finetune", "--config", "CONFIG", f"data.train={self.folder}/train.csv"]
+        if "val" in self.subsets:
+            command.append(f"data.validation={self.folder}/val.csv")
+        command += ["data.classes=0", f"data.class_names={self.folder}/classes.txt"]
+        command += ["model.weights=WEIGHTS", "run.folder=runs/tuned"]
+        lines.append(f"next      {shlex.join(command)}")
         return "\n".join(lines)
 
 

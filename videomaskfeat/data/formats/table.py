@@ -115,7 +115,8 @@ def _detect_columns(rows: TextRows, labels: str, separator: str) -> tuple[str, i
         )
     if labels == "auto" and extra is None:
         return "", 0
-    if extra is None and not any(one in first for one in candidates):
+    quoted = first.strip()[:1] == first.strip()[-1:] == '"'  # one field, whatever it contains
+    if extra is None and (quoted or not any(one in first for one in candidates)):
         raise UserError(
             f"{where}: '{row}' has 1 field, but `path label` has 2 (labels=yes, separator={separator}); "
             "add the label to every row"

@@ -11,6 +11,7 @@ import torch
 
 from videomaskfeat.config import load_config
 from videomaskfeat.engine import threads
+from videomaskfeat.jobs import plan as plan_module
 from videomaskfeat.jobs.plan import TrainingPlan, plan_training
 from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
@@ -71,6 +72,21 @@ def test_plan_measures_a_training_and_writes_nothing(sample: Path, tmp_path: Pat
     assert re.search(r"^memory    about \d\.\d GB", out, re.M), out
     assert "model     maskfeat_mvitv2_nano_classifier" in out
     assert not (tmp_path / "run").exists()
+
+
+def test_decoding_into_memory_is_no_part_of_a_step(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps of 1, 3 and 2 s that wait 0.75, 2.5 and 1.75 s work 0.25, 0.5 and 0.25 s."""
+    monkeypatch.setattr(plan_module, "_measure", lambda training: ([1.0, 3.0, 2.0], [0.75, 2.5, 1.75]))
+    words = [*TINY_PRETRAINING, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
+    config = load_config(PretrainConfig, None, [*words, "data.cache=memory"])
+    out = plan_training(config, PretrainRun).text()
+    assert (
+        f"250 ms per step of {config.optim.batch_size}; decoding, once before the first step, is not included"
+        in out
+    )
+    assert "waits for data" not in out
 
 
 def test_large_batches_are_measured_on_few_clips(sample: Path, tmp_path: Path) -> None:

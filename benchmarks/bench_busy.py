@@ -28,7 +28,7 @@ from videomaskfeat.targets.hog import HogTarget
 SIZES = {"nano": (8, (8, 64, 64)), "MViTv2-S": (2, (16, 224, 224))}  # clips per step, frames and pixels
 SECONDS = {"nano": 6.0, "MViTv2-S": 36.0}  # duration of the steps, per process
 LOADS = ("alone", "busy", "busy later")
-ROUNDS = {"nano": 7, "MViTv2-S": 1}  # a step of MViTv2-S takes 10 s or more
+ROUNDS = {"nano": 7, "MViTv2-S": 1}  # MViTv2-S takes 6 s or more per step
 
 
 def run(*, device: str) -> list[Row]:

@@ -170,6 +170,16 @@ def test_recipe_has_what_the_files_contain(recorded: Path) -> None:
     )
 
 
+def test_other_units_of_unnormalized_pixels_are_named(recorded: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(recorded / "videomae_pretrained", tmp_path / "copy")
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"norm_pix_loss": true', '"norm_pix_loss": false'))
+    converted = convert_weights(str(weights_of(folder)))
+    assert isinstance(converted.recipe, PretrainRecipe)
+    assert converted.recipe.target_arguments["normalized"] is False
+    assert any("the weights predict pixels in 0..1" in value for value in converted.assumed)
+
+
 @pytest.mark.parametrize("key", ["model", "module"])
 def test_videomae_checkpoint_with_its_command_line(key: str, recorded: Path, tmp_path: Path) -> None:
     args = argparse.Namespace(

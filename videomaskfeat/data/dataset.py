@@ -6,7 +6,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,11 @@ from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.clips import (
     ClipSample,
     MaskDraw,
+    PretrainClips,
     PretrainSample,
     RecordClips,
     SampleKey,
-    VideoClips,
     sample_generator,
-    stack_clips,
 )
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.records import Records, check_frames
@@ -172,13 +170,13 @@ class VideoDataset(_ClipDataset):
         check_frames(self.records, self.clip.frames)
         self._labels = None if labels is False else _complete_labels(self.records, required=labels is True)
         self.class_names = tuple(class_names) or self.records.class_names
-        draw: MaskDraw | None = None
+        draw: MaskDraw = _no_mask
         if mask is not None:
             mask = mask if isinstance(mask, MaskRecipe) else build_dataclass(MaskRecipe, mask, name="mask")
             recipe = PretrainRecipe(self.clip, mask)
             recipe.draw_mask(np.random.default_rng(0))  # raises now if no mask can be drawn
             draw = functools.partial(recipe.mask_policy, recipe.mask_grid, mask.ratio)
-        self._clips = _Clips(
+        self._clips = PretrainClips(
             self.records,
             sampler=self.clip.frame_sampler(clip_indices_random if training else clip_indices_middle),
             transform=_crop(self.clip, crop, training),
@@ -191,7 +189,7 @@ class VideoDataset(_ClipDataset):
         item = {"clip": self._pixels(sample.clips[0]), "index": torch.tensor(sample.index)}
         if self._labels is not None:
             item["label"] = torch.tensor(int(self._labels[sample.index]))
-        if len(sample.masks):
+        if sample.masks.size:
             item["mask"] = torch.from_numpy(sample.masks[0])
         return item
 
@@ -284,21 +282,9 @@ class ActionDataset(_ClipDataset):
         return DetectRecipe(self.clip, self.actions, self.classes, short_side=self.clip.crop)
 
 
-@dataclass(eq=False, repr=False)
-class _Clips(VideoClips[PretrainSample, Any]):
-    """One clip per video, and its mask if there are masks."""
-
-    _: KW_ONLY
-    mask: MaskDraw | None = None
-
-    def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PretrainSample:
-        height, width = frames[0].shape[1:3]
-        clips = [self.transform.sample(height, width, rng).apply_clip(clip) for clip in frames]
-        masks = np.empty((0,), np.bool_) if self.mask is None else self.mask(rng=rng)[None]
-        return PretrainSample(clips=stack_clips(clips), masks=masks, index=index)
-
-    def _batch(self, samples: Sequence[PretrainSample], **common: Any) -> Any:
-        raise NotImplementedError("samples are joined by a DataLoader")
+def _no_mask(*, rng: np.random.Generator) -> np.ndarray:
+    """A mask without positions, for clips that are not masked."""
+    return np.empty((0, 0, 0), np.bool_)
 
 
 def _clip_recipe(clip: Clip) -> ClipRecipe:

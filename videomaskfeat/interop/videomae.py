@@ -187,6 +187,7 @@ def _masked(
     target: dict[str, Any] = {"frames": "all", "per_channel": True}
     if known.get("normalized") is False:
         target = {"frames": "all", "normalized": False}
+        assumed += ("targets in units of clip.mean and clip.std; the weights predict pixels in 0..1",)
     if cube != (2, 16, 16):
         target["output_stride"] = list(cube)
     recipe = PretrainRecipe(

@@ -145,6 +145,15 @@ def test_arguments_in_the_file_are_dropped_if_an_override_sets_another_name(
 
 
 BRITISH = {present: former for former, present in SPELLINGS.items()}
+EARLIER = {
+    "centre": "center",
+    "centre_momentum": "center_momentum",
+    "centred": "centered",
+    "colour": "color",
+    "grey": "gray",
+    "normalise": "normalize",
+    "normalised": "normalized",
+}
 
 
 def test_former_name_of_a_section_is_accepted_with_a_note(load: Load, tmp_path: Path) -> None:
@@ -156,6 +165,11 @@ def test_former_name_of_a_section_is_accepted_with_a_note(load: Load, tmp_path: 
     places = (f"argument '{former}.saturation=1'", f"{tmp_path}/x.yaml")
     assert lines == [f"{place}: the section {former} is now named color" for place in places]
     assert load("told: {top: 7}", schema=DetectVideoConfig).actions.top == 7
+
+
+def test_every_spelling_of_earlier_versions_is_known() -> None:
+    """Written out: files of users contain these words."""
+    assert {british: SPELLINGS.get(british) for british in EARLIER} == EARLIER
 
 
 @pytest.mark.parametrize(("former", "present"), SPELLINGS.items())

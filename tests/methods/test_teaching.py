@@ -22,7 +22,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.methods.teaching import PairMethod
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import read_recipe
 
 Pretrain = Callable[..., tuple[int, str]]

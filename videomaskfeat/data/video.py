@@ -15,10 +15,8 @@ import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.containers import is_exact_in_decord
-from videomaskfeat.data.frames import FrameFolderReader, ImageReader, is_picture
-from videomaskfeat.data.packet_index import average_rate
-from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.data.readers_pyav import PyAvReader
+from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError, is_picture
+from videomaskfeat.data.timing import average_rate
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, check_name
 from videomaskfeat.plugins import import_class, is_plugin
 
@@ -72,7 +70,7 @@ class DecordReader(VideoReader):
     def info(self) -> VideoInfo:
         """All facts; the first access opens the file in PyAV, since decord reports no rotation and codec."""
         if self._info is None:
-            with PyAvReader(self.path) as reader:
+            with _open_in_pyav(self.path) as reader:
                 self._info = reader.info
         return self._info
 
@@ -154,10 +152,10 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     if is_plugin(reader):
         return _open_in_plugin(reader, local)
     check_name("reader", reader, READERS)
-    if os.path.isdir(local):
-        return FrameFolderReader(local)
-    if is_picture(local):
-        return ImageReader(local)
+    if os.path.isdir(local) or is_picture(local):
+        from videomaskfeat.data.frames import FrameFolderReader, ImageReader
+
+        return FrameFolderReader(local) if os.path.isdir(local) else ImageReader(local)
     if reader != "pyav":
         try:
             video = DecordReader(local, threads=threads)
@@ -173,7 +171,13 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
                 raise UserError(
                     "reader 'decord' is not installed; pip install decord, or use 'pyav'"
                 ) from error
-    return PyAvReader(local, threads=threads)
+    return _open_in_pyav(local, threads=threads)
+
+
+def _open_in_pyav(path: str, *, threads: int = 1) -> VideoReader:
+    from videomaskfeat.data.readers_pyav import PyAvReader
+
+    return PyAvReader(path, threads=threads)
 
 
 def _open_in_plugin(reader: str, path: str) -> VideoReader:
@@ -244,6 +248,6 @@ class _FallbackReader(VideoReader):
             raise error
         _log.debug("%s: decord fails, so PyAV reads it from now on: %r", self.path, error)
         self._reader.close()
-        self._use(PyAvReader(self.path, threads=self._threads))
+        self._use(_open_in_pyav(self.path, threads=self._threads))
         if indices.max() >= self.frames:
             raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error

@@ -42,7 +42,9 @@ from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import (
     DETECT_KEY,

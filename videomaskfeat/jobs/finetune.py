@@ -52,7 +52,9 @@ from videomaskfeat.metrics.accuracy import (
 )
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig

@@ -248,14 +248,14 @@ def test_every_named_model_has_a_class() -> None:
 def module_level_closure(root: str) -> set[str]:
     """Modules that are imported with a module, without the imports inside functions."""
     known = modules()
-    found, pending = set[str](), [root]
+    closure, pending = set[str](), [root]
     while pending:
         name = pending.pop()
-        if name in found or name == PACKAGE.name:
+        if name in closure or name == PACKAGE.name:
             continue
-        found.add(name)
+        closure.add(name)
         pending += [*imported_modules(known[name], known, inside_functions=False), name.rpartition(".")[0]]
-    return found
+    return closure
 
 
 def test_pretraining_imports_a_small_part_of_the_package() -> None:

@@ -264,7 +264,16 @@ def test_pretraining_imports_a_small_part_of_the_package() -> None:
     closure = module_level_closure("videomaskfeat.jobs.pretrain")
     lines = sum(len(known[name].read_text(encoding="utf-8").splitlines()) for name in closure)
     assert len(closure) <= 60
-    assert lines <= 16_300
+    assert lines <= 15_400
     # Other encoders and methods, weights of other projects, pages, and readers of rare files.
-    unused = ("models.vit", "models.mae", "methods.ibot", "interop", "viz", "inference", "data.readers_pyav")
+    unused = (
+        "models.vit",
+        "models.mae",
+        "methods.ibot",
+        "interop",
+        "viz",
+        "inference",
+        "data.readers_pyav",
+        "data.memory",
+    )
     assert not [name for name in closure if name.startswith(tuple(f"videomaskfeat.{one}" for one in unused))]

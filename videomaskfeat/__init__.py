@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # the types of the names that __getattr__ imports
     from videomaskfeat.interop.slowfast import load_slowfast as load_slowfast
     from videomaskfeat.models import create_model as create_model
     from videomaskfeat.models import list_models as list_models
-    from videomaskfeat.models.weights import load_model as load_model
+    from videomaskfeat.models.loading import load_model as load_model
     from videomaskfeat.models.weights import save_model as save_model
 
 __version__ = "0.1.0"
@@ -30,7 +30,7 @@ _LAZY = {
     "load_classifier": "videomaskfeat.inference.classifiers",
     "load_detector": "videomaskfeat.inference.detectors",
     "load_encoder": "videomaskfeat.inference.classifiers",
-    "load_model": "videomaskfeat.models.weights",
+    "load_model": "videomaskfeat.models.loading",
     "load_slowfast": "videomaskfeat.interop.slowfast",
     "list_models": "videomaskfeat.models",
     "open_video": "videomaskfeat.data.video",

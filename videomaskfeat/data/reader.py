@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,13 @@ import numpy as np
 
 OpenFileT = TypeVar("OpenFileT", bound="OpenFile")
 NOT_REGULAR = "not a regular file (a folder, pipe, socket or device)"  # reading it may block forever
+PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file name has the extension of a picture, and is not hidden (a leading dot)."""
+    base = os.path.basename(name)
+    return os.path.splitext(base)[1].lower() in PICTURE_SUFFIXES and not base.startswith(".")
 
 
 @dataclass(frozen=True)

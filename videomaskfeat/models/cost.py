@@ -15,12 +15,17 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from videomaskfeat.errors import unknown_name
-from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.encoder_base import Encoder, as_triple
-from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.maskfeat import MaskedModel, MaskFeat
-from videomaskfeat.models.zoo import MODELS, arguments_of, create_model, list_models
+from videomaskfeat.models.encoder_base import as_triple
+from videomaskfeat.models.zoo import (
+    CLASSIFIER,
+    DETECTOR,
+    MAE,
+    MASKFEAT,
+    MODELS,
+    arguments_of,
+    create_model,
+    list_models,
+)
 
 
 def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
@@ -93,12 +98,11 @@ class ModelFacts:
 
 HIDDEN_SHARE = {True: 0.75, False: 0.9}
 """Share of the hidden cubes of an MAE for images (arXiv 2111.06377) and for videos (2205.09113)."""
-_PURPOSES: dict[type[nn.Module], str] = {
+_PURPOSES = {
     MAE: "pre-training; encodes visible cubes only",
-    MaskFeat: "pre-training",
-    Detector: "action detection",
-    Classifier: "classification",
-    Encoder: "features, without a head",
+    MASKFEAT: "pre-training",
+    DETECTOR: "action detection",
+    CLASSIFIER: "classification",
 }
 
 
@@ -119,7 +123,7 @@ def list_facts(pattern: str = "*") -> list[ModelFacts]:
             parameters=sizes[name][0],
             multiply_adds=sizes[name][1],
             clip=as_triple(arguments_of(name)["clip_size"]),
-            purpose=_purpose(name),
+            purpose=_PURPOSES.get(MODELS[name].classes[0], "features, without a head"),
         )
         for name in names
     ]
@@ -133,20 +137,16 @@ def measure_model(name: str, **arguments: Any) -> tuple[int, float]:
     model = create_model(name, **arguments).eval()
     grid = model.output_grid(model.clip_size)
     inputs = [torch.zeros(1, 3, *model.clip_size)]
-    if isinstance(model, MaskedModel):
+    kind = MODELS[name].classes[0]
+    if kind in (MASKFEAT, MAE):
         mask = torch.zeros(grid.size, dtype=torch.bool)
         mask[: round(HIDDEN_SHARE[model.clip_size[0] == 1] * grid.size)] = True
         inputs.append(mask.view(1, *grid.shape))
-    elif isinstance(model, Detector):
+    elif kind == DETECTOR:
         inputs.append(torch.zeros(1, 5))
     with torch.no_grad():
         cost = multiply_adds(model, tuple(inputs))
     return sum(parameter.numel() for parameter in model.parameters()), cost
-
-
-def _purpose(name: str) -> str:
-    build = MODELS[name].build
-    return next(text for kind, text in _PURPOSES.items() if issubclass(build, kind))
 
 
 def facts_text(facts: Sequence[ModelFacts]) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.loading import load_into
 from videomaskfeat.models.positions import STEM
-from videomaskfeat.models.weights import load_into, read_weights
+from videomaskfeat.models.weights import read_weights
 from videomaskfeat.models.zoo import create_unset
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -15,7 +15,8 @@ from videomaskfeat import __version__
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256, is_file, is_folder, make_folder, whole_file
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.weights import Recipe, created_as, load_model, save_model
+from videomaskfeat.models.loading import load_model
+from videomaskfeat.models.weights import Recipe, created_as, save_model
 from videomaskfeat.recipe import DETECT_KEY, recipe_texts
 from videomaskfeat.texts import parse_json, read_text
 from videomaskfeat.viz.model_card import model_card
@@ -95,7 +96,7 @@ def from_pretrained(
     """Load a model from a folder of :func:`save_pretrained`, or from a repository of the Hugging Face Hub.
 
     The SHA-256 of the weights is compared if the folder has one. A folder of another project that
-    :func:`~videomaskfeat.models.weights.load_model` recognizes is converted.
+    :func:`~videomaskfeat.models.loading.load_model` recognizes is converted.
 
     Args:
         source: the folder; or a repository ``OWNER/NAME`` if there is no such folder.

@@ -110,7 +110,7 @@ def from_pretrained(
 
     Raises:
         UserError: there is neither such a folder nor such a repository, the extra ``hub`` is missing, or the
-            weights are damaged or not known.
+            weights are damaged or of an unknown format.
     """
     text = os.fspath(source)
     if not is_folder(text):

@@ -101,11 +101,11 @@ def _run_sections(run: Path) -> Iterator[str]:
 
 def _training(run: Path, summary: Mapping[str, Any]) -> list[str]:
     """A sentence on the length of the training and its versions."""
-    made = _read_object(run / "environment.json").get("provenance", {})
+    versions = _read_object(run / "environment.json").get("provenance", {})
     facts = [f"{summary['steps']} steps" if "steps" in summary else ""]
     seconds = finite_number(summary.get("seconds"))
     facts.append("" if seconds is None else f"{duration_text(seconds)} of training")
-    facts += [f"{key} {made[key]}" for key in ("videomaskfeat", "commit", "torch") if key in made]
+    facts += [f"{key} {versions[key]}" for key in ("videomaskfeat", "commit", "torch") if key in versions]
     sentence = ", ".join(printable_name(fact) for fact in facts if fact)
     return [f"{sentence}.", ""] if sentence else []
 

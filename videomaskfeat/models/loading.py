@@ -48,7 +48,7 @@ from videomaskfeat.models.zoo import MODELS, arguments_of, create_unset
 
 logger = logging.getLogger(__name__)
 
-_CONVERT = "videomaskfeat.interop.other_projects:convert"
+CONVERT = "videomaskfeat.interop.other_projects:convert"
 # Weights that only a classifier or detector has, that only pre-training has, and that depend on the classes.
 _HEAD_ONLY = ("head.*", "norm.*")
 _PRETRAINING_ONLY = ("mask_token", "pred_head.*", "decoder_*", "hogs.*")
@@ -129,7 +129,7 @@ def convert_weights(path: str, *, key: str = "", format: str = "auto", **choices
     """
     path = weights_file(path)
     weights = read_weights(path, key=key)
-    return import_object(_CONVERT)(
+    return import_object(CONVERT)(
         path, weights.state, key=weights.key, content=weights.content, format=format, choices=choices
     )
 
@@ -172,7 +172,7 @@ def _read_for(model: nn.Module, path: str | os.PathLike[str], key: str) -> _Read
         return _Read(text, weights, own if own[0] in MODELS else None)
     name, arguments = getattr(model, "created_as", ("", {}))
     arguments = arguments_of(name, arguments) if name in MODELS else {}
-    converted = import_object(_CONVERT)(
+    converted = import_object(CONVERT)(
         text,
         weights.state,
         key=weights.key,

@@ -24,7 +24,8 @@ from videomaskfeat.interop.slowfast_keys import (
 )
 from videomaskfeat.interop.slowfast_training import Task, Training, translate_training
 from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, as_triple
-from videomaskfeat.models.weights import LoadReport, load_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_weights
 from videomaskfeat.models.zoo import DENSE_FORM, MODELS, create_model_from
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.targets.hog import HogTarget

@@ -29,8 +29,9 @@ from videomaskfeat.interop.slowfast import (
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.detector import Detector
+from videomaskfeat.models.loading import build_converted, convert_weights
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.weights import build_converted, convert_weights, save_weights, weights_file
+from videomaskfeat.models.weights import save_weights, weights_file
 from videomaskfeat.recipe import (
     CLASSIFY_KEY,
     DETECT_KEY,

@@ -22,8 +22,8 @@ from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.interop.slowfast_training import KEYS, REASONS
 from videomaskfeat.jobs import detect, finetune
 from videomaskfeat.jobs.import_weights import import_slowfast
-from videomaskfeat.models.roi_align import roi_align
 from videomaskfeat.models.loading import load_model
+from videomaskfeat.models.roi_align import roi_align
 from videomaskfeat.recipe import read_detect_recipe
 from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
 

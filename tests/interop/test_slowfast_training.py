@@ -67,7 +67,7 @@ def translated(folder: Path, changes: dict[str, Any], *, of: Path = KINETICS) ->
 
 
 def published_rate(solver: dict[str, Any], shards: int, epoch: float) -> float:
-    """The learning rate of PySlowFast: rates times the nodes if the YAML asks for it, then its policy."""
+    """The learning rate of PySlowFast: rates times the nodes if BASE_LR_SCALE_NUM_SHARDS, then its policy."""
     factor = shards if solver.get("BASE_LR_SCALE_NUM_SHARDS") else 1
     base, start = solver["BASE_LR"] * factor, float(solver["WARMUP_START_LR"]) * factor
     warmup, length = solver["WARMUP_EPOCHS"], solver["MAX_EPOCH"]
@@ -95,7 +95,7 @@ def test_learning_rates_equal_those_of_pyslowfast(
     config, outcome = translated(tmp_path, {**FINETUNING, **keys, "NUM_SHARDS": shards})
     schedule = build_schedule(config.optim)
     for epoch in (0.0, 0.5, 10.0, 19.99, 20.0, 39.9, 40.1, 77.7, 99.9):
-        # Exact but for the order of the factors, in float64.
+        # In float64, only the order of the factors differs.
         assert schedule(epoch) == pytest.approx(published_rate(solver, shards, epoch), rel=1e-9), epoch
     assert config.optim.batch_size == 16 * 2 * shards
     assert not {key for key in outcome.unequal if key.startswith("SOLVER.")}

@@ -40,6 +40,7 @@ SIDEWAYS = {
 ABOVE = {
     "cli": {"verbs", "terminal", *GROUND},
     "verbs": {
+        "interop",
         "jobs",
         "environment",
         "methods",

@@ -18,7 +18,7 @@ from videomaskfeat.config import SPELLINGS, current_arguments
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.masking import MASKS, Mask, MaskFunction, MultiBlock, MultiBlockExact, build_policy
+from videomaskfeat.masking import MASKS, Mask, MaskFunction, build_policy
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
@@ -159,9 +159,8 @@ class MaskRecipe:
     @property
     def share(self) -> str:
         """How much is hidden, for the plan."""
-        policy = build_policy(self.kind, self.arguments)
-        if isinstance(policy, MultiBlock) and not isinstance(policy, MultiBlockExact):
-            return str(policy)
+        if self.kind == "multi_block":
+            return str(build_policy(self.kind, self.arguments))
         return f"ratio {self.ratio:g}"
 
 
@@ -530,6 +529,9 @@ def _compare(theirs: tuple[ChannelValues, ChannelValues], own: ClipRecipe) -> st
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the recipes in a safetensors file as JSON, by key of :data:`KINDS`.
 
+    Args:
+        path: the file, or a folder with ``model.safetensors``.
+
     Raises:
         UserError: the file is missing or is not a safetensors file.
     """
@@ -541,6 +543,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
             "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`, one of another project "
             "by `videomaskfeat import-weights FILE OUT`"
         )
+    if is_folder(name) and is_file(os.path.join(name, "model.safetensors")):
+        name = os.path.join(name, "model.safetensors")  # of save_pretrained
     if is_folder(name):
         raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")
     if not os.path.exists(name) and not is_file(name):

@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 from videomaskfeat import import_object
 from videomaskfeat.config import key, shipped_configs
 from videomaskfeat.errors import UserError
+from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
+    CLIP_MAPS,
     CROPS,
     LABELS,
     LIST_FORMATS,
@@ -533,7 +535,7 @@ class VisualizeOptions:
 
     weights: str = key(
         "",
-        "weights of a pre-training run; with --attention, of a classifier",
+        "weights of a pre-training run; with --attention, of any run",
         positional=True,
         former="checkpoint",
     )
@@ -547,8 +549,10 @@ class VisualizeOptions:
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
     reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
-    attention: bool = key(False, "Grad-CAM of a classifier: the positions that raise the logit of a class")
-    label: int | None = key(None, "class of --attention", least=0, null="the most probable one")
+    attention: bool = key(False, "a map of the clip instead of mask, target and prediction")
+    map: str = key("auto", "map of --attention", choices=CLIP_MAPS)
+    label: int | None = key(None, "class of gradcam", least=0, null="the most probable one")
+    block: int | None = key(None, "block of attention and rollout, from 1", least=1, null="the last")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -557,6 +561,7 @@ def visualize(options: VisualizeOptions) -> int:
     videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
     videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
     videomaskfeat visualize runs/s_k400/best.safetensors my_video.mp4 --attention --label 17
+    videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --attention --map attention --block 12
     """
     from videomaskfeat.jobs.visualize import visualize
 
@@ -596,7 +601,7 @@ class ImportOptions:
     """files"""
 
     config: str = key("", "config (YAML) of PySlowFast", required="MVITv2_S_16x4.yaml")
-    checkpoint: str = key("", "checkpoint of PySlowFast", required="MViTv2_S_16x4_k400.pyth")
+    checkpoint: str | None = key(None, "its checkpoint", null="the config alone is imported")
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key(
@@ -605,8 +610,9 @@ class ImportOptions:
 
 
 def import_slowfast(options: ImportOptions) -> int:
-    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into a weights file and a config.
+    """Convert a PySlowFast YAML, and its checkpoint if given, into a config and a weights file.
 
+      videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml zoo/training      the training alone
       videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml --checkpoint MViTv2_S_16x4_k400.pyth zoo/s
       videomaskfeat import-slowfast --config k400_MVITv2_S_16x4_FT.yaml --checkpoint s.pyth zoo/s_ft \\
           --class-names kinetics400_names.txt
@@ -618,6 +624,15 @@ def import_slowfast(options: ImportOptions) -> int:
     files = arguments.pop("config"), arguments.pop("checkpoint")
     print(printable(import_slowfast(*files, **arguments).text()))
     return DONE
+
+
+import_slowfast.__doc__ = f"{inspect.cleandoc(import_slowfast.__doc__ or '')}\n\n" + "\n".join(
+    ["models, and whether they are imported and exported:"]
+    + [
+        f"  {name:48} {'yes' if read else 'no':3}  {'yes' if write else 'no'}"
+        for name, read, write in SUPPORTED
+    ]
+)
 
 
 @dataclass
@@ -859,7 +874,7 @@ def models(options: ModelsOptions) -> int:
     videomaskfeat models '*nano*'
     videomaskfeat models 'vit_b*' --json
     """
-    from videomaskfeat.models.cost import facts_json, facts_text, list_facts
+    from videomaskfeat.models.sizes import facts_json, facts_text, list_facts
 
     facts = list_facts(options.pattern)
     print(facts_json(facts) if options.json else facts_text(facts))

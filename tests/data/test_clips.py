@@ -12,30 +12,27 @@ import pytest
 import torch
 
 from tests.data.clip_data import MASK, SAMPLER, equal, make_clips, write_videos
-from videomaskfeat.data import memory as memory_module
-from videomaskfeat.data.clips import (
-    LabeledBatch,
+from videomaskfeat.data import video as video_module
+from videomaskfeat.data.batches import LabeledBatch
+from videomaskfeat.data.clips import SampleKey, epoch_order, sample_generator
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.labeled_clips import (
     LabeledClips,
-    LocalCrops,
-    PairClips,
-    SampleKey,
     balanced_order,
     check_labels,
-    epoch_order,
     left_right_pairs,
     random_segments,
-    sample_generator,
 )
-from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColorJitter, RandomColor, saturation
+from videomaskfeat.data.pair_clips import LocalCrops, PairClips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_edges
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS, varied
+from videomaskfeat.masking import random, varied
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +49,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return open_video(path, reader)
 
-    monkeypatch.setattr(memory_module, "open_video", counting)
+    monkeypatch.setattr(video_module, "open_video", counting)
     return paths
 
 
@@ -446,7 +443,7 @@ def test_blur_and_solarization_are_applied_with_their_probabilities() -> None:
 def test_varied_masks_hide_between_the_ratios_or_nothing() -> None:
     """Of 400 masks half hide nothing (5 standard deviations: 0.13); the others' ratios fill the range."""
     grid = TokenGrid(4, 10, 10)
-    draw = functools.partial(varied, MASKS["random"], grid, ratios=(0.1, 0.5), unmasked=0.5)
+    draw = functools.partial(varied, random, grid, ratios=(0.1, 0.5), unmasked=0.5)
     rng = np.random.default_rng(0)
     shares = np.array([draw(rng=rng).mean() for _ in range(400)])
     assert np.mean(shares == 0) == pytest.approx(0.5, abs=0.13)

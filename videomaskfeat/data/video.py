@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError, is
 from videomaskfeat.data.timing import average_rate
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, check_name
 from videomaskfeat.plugins import import_class, is_plugin
+
+if TYPE_CHECKING:
+    from videomaskfeat.data.memory import VideoMemory
 
 
 class InexactIndexError(Exception):
@@ -188,6 +191,16 @@ def _open_in_plugin(reader: str, path: str) -> VideoReader:
         raise
     except Exception as error:  # the user's own code can raise anything
         raise PlugInFailed(f"reader {reader!r} failed on {path}: {type(error).__name__}: {error}") from error
+
+
+def open_from(memory: VideoMemory | None, path: str, reader: str) -> VideoReader:
+    """A video from memory, or from its file if it is not in memory; errors as in `open_video`."""
+    frames = None if memory is None else memory.frames(path)
+    if memory is None or frames is None:
+        return open_video(path, reader)
+    video = MemoryReader(frames, fps=memory.videos[path].fps)
+    video.path = path
+    return video
 
 
 def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:

@@ -18,10 +18,12 @@ from torch import nn
 
 from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
+from videomaskfeat.engine.log import log_pictures
 from videomaskfeat.engine.loop import TrainResult, count_steps, train
 from videomaskfeat.engine.optim import (
     CosineRamp,
@@ -33,7 +35,6 @@ from videomaskfeat.engine.optim import (
     parameter_groups,
     sgd,
 )
-from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
@@ -412,6 +413,7 @@ class Run(ABC):
         if self.unreadable is not None:
             self.folder.write_failures("heldout_failures.jsonl", self.unreadable)
         lines = self.conclude(summary)
+        log_pictures(self.config.run.loggers, self.path, summary["steps"])
         lines += [f"checkpoint  {summary['checkpoint']}", f"weights     {summary['weights']}"]
         self.folder.log("\n".join([*lines, f"report      {report(self.path)}"]))
 

@@ -16,23 +16,23 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.augment import Augmentation, Mixing, MultiLabelMixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabeledBatch
-from videomaskfeat.data.clips import (
+from videomaskfeat.data.formats import check_lists, class_names_beside
+from videomaskfeat.data.labeled_clips import (
     LabeledClips,
     MultiLabelClips,
     check_labels,
     left_right_pairs,
     random_segments,
 )
-from videomaskfeat.data.formats import check_lists, class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
-from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names

@@ -23,19 +23,10 @@ from videomaskfeat import import_object
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import Encoder, as_triple
+from videomaskfeat.models.inflation import Inflate, inflate_images
 from videomaskfeat.models.load_report import LoadReport, list_names
 from videomaskfeat.models.outlines import other_encoder
-from videomaskfeat.models.positions import (
-    CLASS,
-    FIXED,
-    SPACE,
-    TABLE,
-    TIME,
-    Inflate,
-    fixed_positions,
-    inflate_images,
-    joint_positions,
-)
+from videomaskfeat.models.positions import CLASS, FIXED, SPACE, TABLE, TIME, fixed_positions, joint_positions
 from videomaskfeat.models.weights import (
     Weights,
     created_as,
@@ -48,7 +39,7 @@ from videomaskfeat.models.zoo import MODELS, arguments_of, create_unset
 
 logger = logging.getLogger(__name__)
 
-_CONVERT = "videomaskfeat.interop.other_projects:convert"
+CONVERT = "videomaskfeat.interop.other_projects:convert"
 # Weights that only a classifier or detector has, that only pre-training has, and that depend on the classes.
 _HEAD_ONLY = ("head.*", "norm.*")
 _PRETRAINING_ONLY = ("mask_token", "pred_head.*", "decoder_*", "hogs.*")
@@ -129,7 +120,7 @@ def convert_weights(path: str, *, key: str = "", format: str = "auto", **choices
     """
     path = weights_file(path)
     weights = read_weights(path, key=key)
-    return import_object(_CONVERT)(
+    return import_object(CONVERT)(
         path, weights.state, key=weights.key, content=weights.content, format=format, choices=choices
     )
 
@@ -172,7 +163,7 @@ def _read_for(model: nn.Module, path: str | os.PathLike[str], key: str) -> _Read
         return _Read(text, weights, own if own[0] in MODELS else None)
     name, arguments = getattr(model, "created_as", ("", {}))
     arguments = arguments_of(name, arguments) if name in MODELS else {}
-    converted = import_object(_CONVERT)(
+    converted = import_object(CONVERT)(
         text,
         weights.state,
         key=weights.key,
@@ -375,7 +366,7 @@ def load_into(
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its initial
             values, for example of a layer for other classes.
         leave_out: names or patterns in ``state`` that are neither used nor reported.
-        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.positions.inflate_images`.
+        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.inflation.inflate_images`.
         source: name of ``state`` in error messages, such as its path.
 
     Raises:

@@ -24,6 +24,21 @@ from videomaskfeat.viz.page import chart_spec
 
 COLORS = {"rule": "#e1e4ec", "good": "#18794e", "bad": "#c03030", "card": "#ffffff", "ink": "#1b1f2a"}
 """The page's colors in light mode."""
+NAMES = {
+    "hog": "HOG",
+    "hog_frames": "HOG, hidden frames",
+    "hog_vit": "HOG, on ViT",
+    "pixels": "pixels (VideoMAE's target)",
+    "simmim": "SimMIM",
+    "mae": "MAE",
+    "dvae": "tokens of a dVAE",
+    "codebook": "tokens of a codebook",
+    "ibot": "iBOT",
+    "byol": "BYOL",
+    "features": "features of the HOG run",
+    "hog_features": "HOG and these features",
+}
+"""Names of targets in the tables; others have the name of the config."""
 PROBES = {"linear_top1": "Linear probe", "knn_top1": "k-NN"}
 Row = dict[str, Any]
 
@@ -47,6 +62,16 @@ def draw_gains(rows: list[Row], probe: str) -> str:
     return svg
 
 
+def write_costs(rows: list[Row]) -> str:
+    """A Markdown table: clips per second of a training step, and the target's share of it in percent."""
+    lines = ["| target | clips per second | share of the target |", "|---|---|---|"]
+    for row in rows:
+        speed = 1000 * row["clips"] / row["step_ms"]
+        share = 100 * row["target_ms"] / row["step_ms"]
+        lines.append(f"| {NAMES.get(row['target'], row['target'])} | {speed:.0f} | {share:.0f} % |")
+    return "\n".join(lines) + "\n\n"
+
+
 def write_tables(rows: list[Row]) -> str:
     """A Markdown table per factor: accuracies before and after in percent, and the gains."""
     tables = []
@@ -58,7 +83,7 @@ def write_tables(rows: list[Row]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for row in rows:
-            cells = [row["target"]]
+            cells = [NAMES.get(row["target"], row["target"])]
             for probe in PROBES:
                 values = row["factors"][factor]
                 before, after = (statistics.fmean(values[key]) for key in (f"{probe}_untrained", probe))
@@ -81,7 +106,7 @@ def main() -> int:
     facts = content["machine"]
     write_json(options.out, {**facts["provenance"], **facts["machine"], "targets": content["targets"]})
     options.picture.write_text(draw_gains(content["targets"], "linear_top1"), encoding="utf-8")
-    sys.stdout.write(write_tables(content["targets"]))
+    sys.stdout.write(write_costs(content["targets"]) + write_tables(content["targets"]))
     return 0
 
 

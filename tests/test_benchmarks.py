@@ -272,7 +272,9 @@ def test_picture_and_tables_of_a_comparison_show_the_paired_gains(
     for probe, gain in (("linear_top1", {"mean": 3.0, "interval": 12.706}), ("knn_top1", {"mean": -8.0})):
         values[f"{probe}_untrained"], values[probe] = before, after
         values[f"{probe}_gain"] = {"interval": 1.0, "pairs": 2, **gain}
-    targets = [{"target": "hog", "factors": {"motion": values}}]
+    targets = [
+        {"target": "hog", "clips": 16, "step_ms": 80.0, "target_ms": 4.0, "factors": {"motion": values}}
+    ]
     facts = {"provenance": {"commit": "abc"}, "machine": {"CPU cores": "2"}}
     content = {"machine": facts, "targets": targets}
     (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
@@ -285,4 +287,5 @@ def test_picture_and_tables_of_a_comparison_show_the_paired_gains(
     assert "var(--" not in svg
     printed = capsys.readouterr().out
     assert "### Motion (chance 25.0 %)" in printed
-    assert "| hog | 11.0 | 14.0 | +3.0 ± 12.7 | 11.0 | 14.0 | -8.0 ± 1.0 |" in printed
+    assert "| HOG | 200 | 5 % |" in printed
+    assert "| HOG | 11.0 | 14.0 | +3.0 ± 12.7 | 11.0 | 14.0 | -8.0 ± 1.0 |" in printed

@@ -353,6 +353,11 @@ class ClassifierConfig(PretrainedModelConfig):
     head: str = key(
         "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
     )
+    lora: dict[str, Any] = key(
+        {},
+        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
+        "and the head are trained; empty: all weights are trained",
+    )
 
 
 @dataclass

@@ -15,6 +15,7 @@ LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "folder", "fr
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}

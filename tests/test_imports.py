@@ -36,6 +36,7 @@ SIDEWAYS = {
 ABOVE = {
     "cli": {"verbs", "terminal", *GROUND},
     "verbs": {
+        "interop",
         "jobs",
         "environment",
         "methods",

@@ -26,6 +26,11 @@ CLIP_MAPS = {
     "attention": "attention of a block, mean over heads",
     "rollout": "attention of all blocks up to one",
 }
+LOGGERS = {
+    "tensorboard": "curves and pictures in tensorboard/",
+    "wandb": "Weights & Biases, extra wandb",
+    "mlflow": "extra mlflow",
+}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
     *("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block", "block_beit"),
@@ -129,7 +134,7 @@ class RunConfig:
     loggers: list[str] = key(
         ["tensorboard"],
         "loggers of metrics besides metrics.jsonl",
-        choices={"tensorboard": "curves in tensorboard/"},
+        choices=LOGGERS,
         plugin="a StepLogger",
         free=True,
     )

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from videomaskfeat import import_object
 from videomaskfeat.config import key, shipped_configs
 from videomaskfeat.errors import UserError
+from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
@@ -601,7 +602,7 @@ class ImportOptions:
     """files"""
 
     config: str = key("", "config (YAML) of PySlowFast", required="MVITv2_S_16x4.yaml")
-    checkpoint: str = key("", "checkpoint of PySlowFast", required="MViTv2_S_16x4_k400.pyth")
+    checkpoint: str | None = key(None, "its checkpoint", null="the config alone is imported")
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key(
@@ -610,8 +611,9 @@ class ImportOptions:
 
 
 def import_slowfast(options: ImportOptions) -> int:
-    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into a weights file and a config.
+    """Convert a PySlowFast YAML, and its checkpoint if given, into a config and a weights file.
 
+      videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml zoo/training      the training alone
       videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml --checkpoint MViTv2_S_16x4_k400.pyth zoo/s
       videomaskfeat import-slowfast --config k400_MVITv2_S_16x4_FT.yaml --checkpoint s.pyth zoo/s_ft \\
           --class-names kinetics400_names.txt
@@ -623,6 +625,15 @@ def import_slowfast(options: ImportOptions) -> int:
     files = arguments.pop("config"), arguments.pop("checkpoint")
     print(printable(import_slowfast(*files, **arguments).text()))
     return DONE
+
+
+import_slowfast.__doc__ = f"{inspect.cleandoc(import_slowfast.__doc__ or '')}\n\n" + "\n".join(
+    ["models, and whether they are imported and exported:"]
+    + [
+        f"  {name:48} {'yes' if read else 'no':3}  {'yes' if write else 'no'}"
+        for name, read, write in SUPPORTED
+    ]
+)
 
 
 @dataclass

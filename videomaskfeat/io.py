@@ -220,13 +220,6 @@ def list_folder(path: str | os.PathLike[str]) -> list[str]:
     return sorted(_manager.ls(os.fspath(path)))
 
 
-def files_of(path: str) -> list[str]:
-    """A local file itself, or the files of a folder of frames."""
-    if not os.path.isdir(path):
-        return [path]
-    return list(filter(os.path.isfile, (os.path.join(path, name) for name in list_folder(path))))
-
-
 def make_folder(path: str | os.PathLike[str]) -> None:
     """Create a folder to write into, and those above it, unless it exists.
 

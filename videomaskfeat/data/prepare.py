@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from videomaskfeat import io
+from videomaskfeat.data.check import files_of
 from videomaskfeat.data.frames import EXTRACTED_FPS
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvReader
@@ -143,7 +144,7 @@ def prepare_video(path: str, target: str, encoding: Encoding) -> PreparedVideo:
                 raise io.write_failed(target, error) from error
             raise VideoReadError(path, f"cannot be encoded ({error})") from error
         psnr, size = _compare(temporary, source)
-        sizes = sum(os.path.getsize(file) for file in io.files_of(local)), temporary.stat().st_size
+        sizes = sum(os.path.getsize(file) for file in files_of(local)), temporary.stat().st_size
         seconds = _clip_seconds(local), _clip_seconds(temporary)
     return PreparedVideo(source.count, source.fps, size, sizes, seconds, psnr)
 

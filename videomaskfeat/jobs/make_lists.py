@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from videomaskfeat.data.check import CheckReport, Progress, check_list
-from videomaskfeat.data.formats import write_list
+from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.layouts import DataSet, LabeledVideo, read_data_set, source_video
 from videomaskfeat.data.records import Record
 from videomaskfeat.data.split import split_groups

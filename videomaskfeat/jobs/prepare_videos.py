@@ -12,7 +12,8 @@ import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
-from videomaskfeat.data.formats import load_records, write_list
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.prepare import Encoding, PreparedVideo, prepare_video
 from videomaskfeat.data.reader import PICTURE_SUFFIXES, VideoReadError
 from videomaskfeat.data.records import Record, Records

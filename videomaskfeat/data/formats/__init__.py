@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import filecmp
-import logging
 import os
-import re
 from collections.abc import Iterable, Sequence
 from functools import partial
 
 from videomaskfeat import import_object, import_submodule
 from videomaskfeat.data.formats.format import ListFormat, ListSource
-from videomaskfeat.data.records import Record, Records
+from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError, check_name, counted, nearest
 from videomaskfeat.io import exists, is_file, is_folder, list_folder, whole_file
 from videomaskfeat.plugins import import_class, is_plugin
 
 __getattr__ = partial(import_submodule, __name__)
-logger = logging.getLogger(__name__)
 
 FORMATS: dict[str, str] = {
     "ssv2": "videomaskfeat.data.formats.ssv2:Ssv2",
@@ -175,33 +172,6 @@ def write_clean_list(path: str, target: str, records: Records, rows: Sequence[in
     text = _find_format(source).clean(source, records, rows, target)
     with whole_file(target, errors="surrogateescape") as file:  # names may have any bytes
         file.write(text)
-
-
-def write_list(path: str, rows: Sequence[Record]) -> None:
-    """Write rows `path label`, or a header and rows `path labels`; paths are relative to the list.
-
-    Raises:
-        UserError, RunFailed: as for ``whole_file``.
-    """
-    from videomaskfeat.data.formats.multilabel import HEADER
-
-    folder = os.path.dirname(os.path.abspath(path))
-    skipped = 0
-    with whole_file(path, errors="surrogateescape") as file:  # file names may contain any bytes
-        if any(row.labels is not None for row in rows):
-            file.write(f"{HEADER}\n")
-        for row in rows:
-            name = row.path if "://" in row.path else os.path.relpath(os.path.abspath(row.path), folder)
-            if "\n" in name or "\r" in name:
-                skipped += 1
-                continue
-            name = name if re.fullmatch(r"[\w./+=@-]+", name) else f'"{name}"'
-            label = "" if row.label is None else f" {row.label}"
-            if row.labels is not None:
-                label = f" {','.join(map(str, row.labels)) or -1}"
-            file.write(f"{name}{label}\n")
-    if skipped:
-        logger.warning("%s: %s with a line break left out; rename them", path, counted(skipped, "file name"))
 
 
 def class_names_beside(path: str, format: str = "auto") -> str:

@@ -85,7 +85,7 @@ class _Source:
         self.fps = self.encoding.fps or own
         self.count = max(1, round(self.reader.duration_seconds * self.fps))
         places = np.linspace(0, self.count - 1, COMPARED_FRAMES)
-        self._kept = set(np.unique(np.round(places).astype(int)).tolist())
+        self._compared_places = set(np.unique(np.round(places).astype(int)).tolist())
 
     def frames(self) -> Iterator[np.ndarray]:
         """Frame k is the one that the source shows at k / fps, uint8 [H, W, 3]."""
@@ -99,7 +99,7 @@ class _Source:
             frame = fit_picture(picture, self.encoding.short_side)
             for place in places.tolist():
                 continue_reading()
-                if place in self._kept:
+                if place in self._compared_places:
                     self.compared[place] = frame.copy()
                 yield frame
 

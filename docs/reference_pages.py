@@ -29,8 +29,10 @@ from videomaskfeat.verbs import ARGUMENTS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "videomaskfeat"
-API_PACKAGES = ("data", "targets", "models", "methods", "metrics", "interop", "inference", "engine", "viz")
-API_MODULES = ("masking", "grid", "losses", "recipe", "boxes", "ava", "config", "errors", "tensor_files")
+API_PACKAGES = (
+    "data", "targets", "losses", "models", "methods", "metrics", "interop", "inference", "engine", "viz",
+)  # fmt: skip
+API_MODULES = ("masking", "block_masks", "grid", "recipe", "boxes", "ava", "config", "errors", "tensor_files")
 INCLUDED = {
     **{f"datasets/{path.parent.name}/README.md": f"datasets/{path.parent.name}.md"
        for path in ROOT.glob("datasets/*/README.md")},

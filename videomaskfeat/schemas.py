@@ -240,6 +240,12 @@ class ProbeConfig:
     train: str = key("", "labeled list file of known features; empty: no probe", free=True)
     test: str = key("", "labeled list file of the videos to classify", free=True)
     factors: dict[str, Any] = key({}, "more probes: name -> {train: list file, test: list file}", free=True)
+    blocks: int = key(
+        1,
+        "number of last blocks whose features are read side by side; DINO's and iBOT's: 4",
+        least=1,
+        free=True,
+    )
     k: int = key(20, "number of nearest neighbors", least=1, free=True)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0, free=True)
     penalty: float = key(1e-2, "L2 penalty of the linear probe", above=0, free=True)

@@ -634,12 +634,20 @@ class BatchOptions(MachineOptions):
 
 
 @dataclass
+class OutputOptions:
+    """output"""
+
+    overwrite: bool = key(False, "replace the files of an earlier result")
+
+
+@dataclass
 class DetectFiles:
     """files"""
 
     weights: str = key("", "weights of a detect-train run", positional=True, former="checkpoint")
     videos: list[str] = key([], "video files", positional=True)
     out: str = key(".", "folder for NAME_actions.*")
+    overwrite: bool = key(False, "replace the files of an earlier result")
 
 
 @dataclass

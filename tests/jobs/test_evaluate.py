@@ -315,6 +315,17 @@ def test_average_of_two_evaluations(material: Path, run: Run, tmp_path: Path) ->
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.mark.parametrize("name", ["result.json", "scores.npz", "report.html"])
+def test_an_earlier_result_is_kept(material: Path, verb: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    command = [material / "best.safetensors", material / "val.csv", "--workers", "0"]
+    code, out, err = verb("evaluate", *command, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert f"out/{name} exists: it is the output of an earlier command; choose another" in err
+    assert (tmp_path / "out" / name).read_text() == "mine"
+
+
 def test_average_is_not_written_over_an_evaluation() -> None:
     assert CommandLine("evaluate").read(["best.safetensors", "val.csv"]).out == "evaluation"
     assert CommandLine("average-scores").read(["a", "b"]).out == "ensemble"

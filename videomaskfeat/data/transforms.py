@@ -255,6 +255,11 @@ class UniformCrop:
         return ClipGeometry(Rectangle(0, 0, height, width), resized, window)
 
 
+def uniform_crops(size: int, short_side: int, count: int) -> list[UniformCrop]:
+    """The crops of a test view: 1 (center) or 3 (along the longer side)."""
+    return [UniformCrop(size, short_side, crop) for crop in ((1,) if count == 1 else (0, 1, 2))]
+
+
 @dataclass(frozen=True)
 class WholeFrame:
     """The whole frame with a resized short side, for testing.

@@ -23,13 +23,12 @@ from videomaskfeat.data.sampling import (
     clip_indices_view,
     segment_indices,
 )
-from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, resize_frame
+from videomaskfeat.data.transforms import ClipGeometry, resize_frame, uniform_crops
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
 Sampling = Literal["clip", "segments"]
 SAMPLINGS: tuple[Sampling, ...] = ("clip", "segments")
-_CROPS = {1: (1,), 3: (0, 1, 2)}  # number of crops -> numbers of `UniformCrop`
 # All readers return the same frames; PyAV is twice as fast for frames all over a video, since it converts
 # only these to RGB (benchmarks/bench_views.py).
 _READERS = {"auto": "pyav"}
@@ -78,7 +77,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
     memory: VideoMemory | None = None
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.crops not in _CROPS:
+        if self.views < 1 or self.crops not in (1, 3):
             raise UserError(
                 f"views={self.views}, crops={self.crops}: there must be at least 1 view, and 1 crop (center) "
                 "or 3 (left, center, right)"
@@ -92,7 +91,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         check_name("short", self.short, SHORT_VIDEO_POLICIES)
         check_clip(self.frames, self.stride)
         check_frames(self.records, self.frames)
-        self._crops = [UniformCrop(self.crop, self.short_side, number) for number in _CROPS[self.crops]]
+        self._crops = uniform_crops(self.crop, self.short_side, self.crops)
 
     def __len__(self) -> int:
         return len(self.records)

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import simplejson
 import torch
 
-from videomaskfeat.config import check_config, load_config
+from videomaskfeat.config import check_config, flat, load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
@@ -35,6 +35,7 @@ from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
 from videomaskfeat.processes import Verbs
+from videomaskfeat.recipe import INHERITED
 from videomaskfeat.schemas import (
     CompareConfig,
     CompareSettings,
@@ -290,14 +291,16 @@ def _plan_target(
     def plan_finetunings(kind: str, weights: str, place: str) -> dict[str, Command]:
         rest = (entry.finetune, {"model": {"weights": weights}})
         return {
-            name: plan(
-                "finetune",
-                section.finetune,
-                join_names(kind, name),
-                shared.finetune,
-                keys,
-                *rest,
-                place=place,
+            name: _with_own_clips(
+                plan(
+                    "finetune",
+                    section.finetune,
+                    join_names(kind, name),
+                    shared.finetune,
+                    keys,
+                    *rest,
+                    place=place,
+                )
             )
             for name, keys in tunings.items()
         }
@@ -317,6 +320,16 @@ def _plan_target(
     finetunes = plan_finetunings("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
     scratch = plan_finetunings("scratch", "", f"{{folder}}/{first}/seed_{seed}")
     return TargetRuns(name, seed, before, pretrain, finetunes, scratch)
+
+
+def _with_own_clips(command: Command) -> Command:
+    """The command with all clip settings of its config, so that it takes none from its weights.
+
+    With and without pre-training, a target is fine-tuned on the same clips.
+    """
+    values = flat(load_config(FinetuneConfig, command.config, command.overrides))
+    own = tuple(f"{name}={json.dumps(values[name])}" for name in INHERITED)
+    return replace(command, overrides=(*command.overrides, *own))
 
 
 def overrides_of(tree: Mapping[str, Any]) -> list[str]:

@@ -49,6 +49,7 @@ from videomaskfeat.recipe import (
     ClipRecipe,
     DetectRecipe,
     compare_levels,
+    describe_inherited,
     normalize,
     recipe_texts,
 )
@@ -123,6 +124,7 @@ class DetectRun(Run):
             f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds per clip with one box",
             f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
             f"{tokens} = {tokens.size} tokens, boxes are cut from maps of {maps}",
+            *describe_inherited(config.model.weights, self.recipe.clip),
             f"data      {self.loader.dataset.records.source}: {len(self.loader.dataset)} key frames with "
             f"{len(lists.train.boxes)} boxes{tested}, {lists.classes} actions",
         ]

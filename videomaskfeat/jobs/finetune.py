@@ -54,7 +54,14 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
+from videomaskfeat.recipe import (
+    CLASSIFY_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    compare_levels,
+    describe_inherited,
+    normalize,
+)
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.viz.report import write_report
 
@@ -124,6 +131,7 @@ class FinetuneRun(Run):
             f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes"
             f"{', any number per video: binary cross-entropy, mAP' if lists.is_multi_label else ''}",
         ]
+        lines[2:2] = describe_inherited(config.model.weights, self.recipe.clip)
         mix, optim = config.mix, config.optim
         clips = optim.batch_size // distributed.world_size() // optim.accumulate
         if clips <= clip.samples_per_video and (mix.mixup or mix.cutmix) and mix.probability:

@@ -9,9 +9,16 @@ from dataclasses import replace
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier, load_network
-from videomaskfeat.inference.drawing import Visualized, draw_class_maps, draw_videos
+from videomaskfeat.inference.drawing import (
+    CLASS_ENDING,
+    Visualized,
+    draw_class_maps,
+    draw_videos,
+    drawn_files,
+)
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
+from videomaskfeat.io import check_outputs
 from videomaskfeat.recipe import read_recipe
 
 
@@ -28,6 +35,7 @@ def visualize(
     columns: int = 8,
     attention: bool = False,
     label: int | None = None,
+    overwrite: bool = False,
 ) -> Visualized:
     """Draw the center crop of the middle clip of each video with a pre-trained model or a classifier.
 
@@ -44,13 +52,14 @@ def visualize(
         columns: maximum number of time steps in an image.
         attention: draw the positions that raise the logit of a class, with the weights of a classifier.
         label: the class for ``attention``; None: the most probable one of each video.
+        overwrite: replace earlier drawings.
 
     Raises:
-        UserError: the weights or an argument are wrong, the target cannot be drawn, or no video could be
-            read.
+        UserError: the weights or an argument are wrong, the target cannot be drawn, a drawing exists, or no
+            video could be read.
     """
     if attention:
-        return _visualize_classes(weights, videos, out, label, device, reader, columns)
+        return _visualize_classes(weights, videos, out, label, device, reader, columns, overwrite)
     if label is not None:
         raise UserError("label is the class of --attention; add --attention, or leave label out")
     recipe = read_recipe(weights)
@@ -62,6 +71,7 @@ def visualize(
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
+    check_outputs(drawn_files(out, videos), overwrite=overwrite)
     machine = Machine(device, "fp32")
     model = load_network(weights, machine)
     choose_inference_threads(model, recipe.clip, machine, network=model.features)
@@ -77,9 +87,11 @@ def _visualize_classes(
     device: str,
     reader: str,
     columns: int,
+    overwrite: bool,
 ) -> Visualized:
     classifier = load_classifier(weights, device=device, precision="fp32", reader=reader)
     videos = expand_folders(videos, stills=classifier.recipe.clip.frames == 1)
+    check_outputs(drawn_files(out, videos, CLASS_ENDING), overwrite=overwrite)
     result = draw_class_maps(classifier, videos, out, label=label, columns=columns)
     return _check_written(result, videos)
 

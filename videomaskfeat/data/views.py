@@ -23,7 +23,7 @@ from videomaskfeat.data.sampling import (
     clip_indices_view,
     segment_indices,
 )
-from videomaskfeat.data.transforms import ClipGeometry, resize_frame, uniform_crops
+from videomaskfeat.data.transforms import ClipGeometry, Size, resize_frame, sides_of, uniform_crops
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
@@ -50,9 +50,9 @@ class EvaluationViews(Dataset[ViewsBatch]):
             T equal segments, as for Something-Something-v2; there is one clip per video, and ``stride``,
             ``target_fps`` and ``short`` have no effect).
         views: clips per video, V.
-        crops: square crops per clip, S: 1 (center) or 3 (left, center, right; top, center, bottom if the
+        crops: crops per clip, S: 1 (center) or 3 (left, center, right; top, center, bottom if the
             video is upright).
-        crop: side of a crop in pixels.
+        crop: side of a crop, or its height and width, in pixels.
         short_side: length in pixels of the resized short side. Published results use 256 for 1 crop of 224,
             and the side of the crop for 3 crops.
         reader: reader of video files: auto (PyAV), decord or pyav.
@@ -71,7 +71,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
     sampling: Sampling = "clip"
     views: int
     crops: int
-    crop: int
+    crop: Size
     short_side: int
     reader: str = "auto"
     memory: VideoMemory | None = None
@@ -167,7 +167,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         return self.records[reading[0]].path
 
     def _shape(self, videos: int) -> tuple[int, ...]:
-        return videos * self.views * self.crops, self.frames, self.crop, self.crop, 3
+        return videos * self.views * self.crops, self.frames, *sides_of(self.crop), 3
 
     def _fill(self, clips: np.ndarray, video: VideoReader) -> None:
         """Write the views of a video, uint8 [V*S, T, crop, crop, C]."""

@@ -192,7 +192,7 @@ def _read_middle_clip(
             frames = source.read(indices)  # [T, H, W, 3]
     except (VideoReadError, ShortVideoError) as error:
         return error
-    return UniformCrop(clip.crop, clip.crop).sample(*frames.shape[1:3]).apply_clip(frames), indices
+    return UniformCrop(clip.crop, clip.short_side).sample(*frames.shape[1:3]).apply_clip(frames), indices
 
 
 @torch.inference_mode()

@@ -115,7 +115,7 @@ class FinetuneRun(Run):
 
     def plan(self) -> list[str]:
         config, clip, lists = self.config, self.config.clip, self.lists
-        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        size = (1, 3, *self.recipe.clip.size)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         share = f"{learned / 1e6:.2f} M" if learned >= 10_000 else f"{learned / 1e3:.2f} K"
@@ -126,7 +126,7 @@ class FinetuneRun(Run):
         lines = [
             f"model     {config.model.name}: {total / 1e6:.2f} M parameters{frozen}, "
             f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
-            f"clip      {clip.frames} frames x {sampling}, {clip.crop}x{clip.crop} pixels: {tokens} = "
+            f"clip      {clip.frames} frames x {sampling}, {size[3]}x{size[4]} pixels: {tokens} = "
             f"{tokens.size} tokens, {counted(clip.samples_per_video, 'clip')} per video and epoch",
             f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes"
             f"{', any number per video: binary cross-entropy, mAP' if lists.is_multi_label else ''}",
@@ -372,7 +372,7 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     """
     clip, keys = config.clip, config.model
     arguments: dict[str, Any] = {
-        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "clip_size": ClipRecipe.of(clip).size,
         "classes": classes,
         "drop_path": keys.drop_path,
         "dropout": keys.dropout,
@@ -416,15 +416,16 @@ def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
 
 
 def _transform(clip: LabeledClipConfig) -> ClipTransform:
+    crop = ClipRecipe.of(clip).crop
     if clip.crop_kind == "area":
         return RandomResizedCrop(
-            clip.crop,
+            crop,
             area=(clip.crop_area[0], clip.crop_area[1]),
             aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
             flip=clip.flip,
         )
     return ShortSideJitterCrop(
-        clip.crop,
+        crop,
         short_side=(clip.short_side[0], clip.short_side[1]),
         inverse_uniform=clip.short_side_inverse,
         flip=clip.flip,

@@ -77,13 +77,13 @@ class PretrainRun(Run):
     def plan(self) -> list[str]:
         config, clip, records = self.config, self.config.clip, self.loader.dataset.records
         encoder: Any = self.method.encoder
-        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        size = (1, 3, *self.method.recipe.clip.size)
         tokens, output = encoder.token_grid(size), encoder.output_grid(size)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         lines = [
             f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
             f"{multiply_adds(self.model, self.method.example) / 1e9:.1f} G multiply-adds per clip",
-            f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
+            f"clip      {clip.frames} frames x stride {clip.stride}, {size[3]}x{size[4]} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
             f"target    {self.method.description}",
             *self._method_lines,

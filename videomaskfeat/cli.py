@@ -16,7 +16,7 @@ import sys
 import textwrap
 import traceback
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import field, make_dataclass
 from typing import Any, NoReturn
 
@@ -25,7 +25,6 @@ from videomaskfeat.config import Key, Override, current_name, keys_of, load_conf
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, nearest
 from videomaskfeat.machine import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
-from videomaskfeat.schemas import DetectConfig, FinetuneConfig
 from videomaskfeat.terminal import (
     DONE,
     FAILED,
@@ -36,7 +35,7 @@ from videomaskfeat.terminal import (
     one_line,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.verbs import ARGUMENTS, VERBS
+from videomaskfeat.verbs import ARGUMENTS, VERBS, inherit_clip
 
 logger = logging.getLogger(__name__)
 _OVERVIEW = "Masked video pre-training: hide spacetime cubes of a video, predict their content."
@@ -162,7 +161,7 @@ class CommandLine:
         """The config of a file and overrides by name."""
         try:
             config: Any = load_config(
-                self.schema, path, overrides.values(), log=logger.info, inherit=_inherit_clip
+                self.schema, path, overrides.values(), log=logger.info, inherit=inherit_clip
             )
         except UserError as error:
             other = self._verb_of_config(path) if path and f"{path}: unknown" in str(error) else ""
@@ -355,15 +354,6 @@ def _help(verb: str) -> tuple[str, str]:
     summary, _, examples = inspect.cleandoc(VERBS[verb].__doc__ or "").partition("\n\n")
     indent = "" if examples.startswith("  ") else "  "
     return summary.replace("\n", " "), f"examples:\n{textwrap.indent(examples, indent)}"
-
-
-def _inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
-    """The clip settings of the initial weights of a fine-tuning or a detector."""
-    if not isinstance(config, FinetuneConfig | DetectConfig) or not config.model.weights:
-        return {}
-    from videomaskfeat.recipe import inherited_settings
-
-    return inherited_settings(config, own)
 
 
 def _accepts(schema: type, path: str) -> bool:

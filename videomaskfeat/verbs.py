@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -110,6 +110,15 @@ class KeyFrameOptions:
 
 
 # Trainings, with a config each.
+
+
+def inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
+    """The clip settings of the initial weights of a fine-tuning or a detector."""
+    if not isinstance(config, FinetuneConfig | DetectConfig) or not config.model.weights:
+        return {}
+    from videomaskfeat.recipe import inherited_settings
+
+    return inherited_settings(config, own)
 
 
 def _exit_code(outcome: Any) -> int:

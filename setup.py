@@ -68,6 +68,10 @@ setup(
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons
         "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
+        "hub": ["huggingface_hub>=0.26"],  # from_pretrained and push_to_hub
+        "wandb": ["wandb>=0.18"],
+        "mlflow": ["mlflow-skinny>=2.16"],
+        "lora": ["peft>=0.13"],
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     license="Apache-2.0",

@@ -25,8 +25,9 @@ from benchmarks.bench_loader import FPS, KEYFRAME_INTERVALS, SAMPLER, pictures_w
 from benchmarks.harness import Row, alternate
 from tests.reference.randaugment import pillow_change
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
-from videomaskfeat.data.clips import ClipAugmentation, LabeledClips, SampleKey, sample_generator
+from videomaskfeat.data.clips import ClipAugmentation, SampleKey, sample_generator
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.labeled_clips import LabeledClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.mp4 import write_mp4
 

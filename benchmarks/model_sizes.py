@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from videomaskfeat.models import create_model, list_models
-from videomaskfeat.models.cost import measure_model
+from videomaskfeat.models.sizes import measure_model
 from videomaskfeat.models.vit import ViT
 
 PATH = Path(__file__).resolve().parents[1] / "videomaskfeat" / "models" / "sizes.json"

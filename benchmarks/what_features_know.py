@@ -39,7 +39,7 @@ from videomaskfeat.metrics.accuracy import accuracy  # noqa: E402
 from videomaskfeat.metrics.features import linear_probe_scores  # noqa: E402
 from videomaskfeat.models import create_model  # noqa: E402
 from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
-from videomaskfeat.models.weights import load_model  # noqa: E402
+from videomaskfeat.models.loading import load_model  # noqa: E402
 from videomaskfeat.models.zoo import encoder_of  # noqa: E402
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
 from videomaskfeat.schemas import PretrainConfig  # noqa: E402

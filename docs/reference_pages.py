@@ -20,7 +20,7 @@ from videomaskfeat.config import keys_of
 from videomaskfeat.masking import EXACT, MASKS, MultiBlock
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
-from videomaskfeat.models.cost import HIDDEN_SHARE, ModelFacts, list_facts
+from videomaskfeat.models.sizes import HIDDEN_SHARE, ModelFacts, list_facts
 from videomaskfeat.models.zoo import MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
 from videomaskfeat.verbs import ARGUMENTS, VERBS

@@ -225,7 +225,13 @@ def test_map_of_the_design_names_every_module_and_no_other() -> None:
     assert mapped <= named
 
 
-@pytest.mark.parametrize("registry", ["targets:TARGETS", "methods:METHODS", "data.formats:FORMATS"])
+def test_every_public_name_is_there() -> None:
+    assert all(getattr(videomaskfeat, name).__name__ == name for name in videomaskfeat._LAZY)
+
+
+@pytest.mark.parametrize(
+    "registry", ["targets:TARGETS", "methods:METHODS", "data.formats:FORMATS", "engine.log:LOGGERS"]
+)
 def test_every_entry_of_a_registry_names_a_class(registry: str) -> None:
     entries = videomaskfeat.import_object(f"videomaskfeat.{registry}")
     assert all(isinstance(videomaskfeat.import_object(entry), type) for entry in entries.values())
@@ -237,3 +243,37 @@ def test_every_named_model_has_a_class() -> None:
 
     assert all(issubclass(named.build, Encoder) for named in MODELS.values())
     assert all(MODELS[named.build.encoder_name].build in named.build.__mro__ for named in MODELS.values())
+
+
+def module_level_closure(root: str) -> set[str]:
+    """Modules that are imported with a module, without the imports inside functions."""
+    known = modules()
+    closure, pending = set[str](), [root]
+    while pending:
+        name = pending.pop()
+        if name in closure or name == PACKAGE.name:
+            continue
+        closure.add(name)
+        pending += [*imported_modules(known[name], known, inside_functions=False), name.rpartition(".")[0]]
+    return closure
+
+
+def test_pretraining_imports_a_small_part_of_the_package() -> None:
+    """Parts of the package that a plain run does not use are imported on use."""
+    known = modules()
+    closure = module_level_closure("videomaskfeat.jobs.pretrain")
+    lines = sum(len(known[name].read_text(encoding="utf-8").splitlines()) for name in closure)
+    assert len(closure) <= 60
+    assert lines <= 15_000
+    # Other encoders and methods, weights of other projects, pages, and readers of rare files.
+    unused = (
+        "models.vit",
+        "models.mae",
+        "methods.ibot",
+        "interop",
+        "viz",
+        "inference",
+        "data.readers_pyav",
+        "data.memory",
+    )
+    assert not [name for name in closure if name.startswith(tuple(f"videomaskfeat.{one}" for one in unused))]

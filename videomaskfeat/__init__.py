@@ -13,11 +13,12 @@ if TYPE_CHECKING:  # the types of the names that __getattr__ imports
     from videomaskfeat.inference.classifiers import load_encoder as load_encoder
     from videomaskfeat.inference.detectors import load_detector as load_detector
     from videomaskfeat.inference.features import read_features as read_features
+    from videomaskfeat.inference.hub import from_pretrained as from_pretrained
     from videomaskfeat.inference.persons import find_actions as find_actions
     from videomaskfeat.interop.slowfast import load_slowfast as load_slowfast
     from videomaskfeat.models import create_model as create_model
     from videomaskfeat.models import list_models as list_models
-    from videomaskfeat.models.weights import load_model as load_model
+    from videomaskfeat.models.loading import load_model as load_model
     from videomaskfeat.models.weights import save_model as save_model
 
 __version__ = "0.1.0"
@@ -25,10 +26,11 @@ __version__ = "0.1.0"
 _LAZY = {
     "create_model": "videomaskfeat.models",
     "find_actions": "videomaskfeat.inference.persons",
+    "from_pretrained": "videomaskfeat.inference.hub",
     "load_classifier": "videomaskfeat.inference.classifiers",
     "load_detector": "videomaskfeat.inference.detectors",
     "load_encoder": "videomaskfeat.inference.classifiers",
-    "load_model": "videomaskfeat.models.weights",
+    "load_model": "videomaskfeat.models.loading",
     "load_slowfast": "videomaskfeat.interop.slowfast",
     "list_models": "videomaskfeat.models",
     "open_video": "videomaskfeat.data.video",

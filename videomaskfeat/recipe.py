@@ -619,6 +619,9 @@ def _compare(theirs: tuple[ChannelValues, ChannelValues], own: ClipRecipe) -> st
 def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
     """Read the recipes in a safetensors file as JSON, by key of :data:`KINDS`.
 
+    Args:
+        path: the file, or a folder with ``model.safetensors``.
+
     Raises:
         UserError: the file is missing or is not a safetensors file.
     """
@@ -630,6 +633,8 @@ def recipe_texts(path: str | os.PathLike[str]) -> dict[str, str]:
             "`videomaskfeat import-slowfast --config X.yaml --checkpoint X.pyth OUT`, one of another project "
             "by `videomaskfeat import-weights FILE OUT`"
         )
+    if is_folder(name) and is_file(os.path.join(name, "model.safetensors")):
+        name = os.path.join(name, "model.safetensors")  # of save_pretrained
     if is_folder(name):
         raise UserError(f"{name} is a folder; give the weights file in it, such as weights.safetensors")
     if not os.path.exists(name) and not is_file(name):

@@ -902,7 +902,7 @@ def models(options: ModelsOptions) -> int:
     videomaskfeat models '*nano*'
     videomaskfeat models 'vit_b*' --json
     """
-    from videomaskfeat.models.cost import facts_json, facts_text, list_facts
+    from videomaskfeat.models.sizes import facts_json, facts_text, list_facts
 
     facts = list_facts(options.pattern)
     print(facts_json(facts) if options.json else facts_text(facts))

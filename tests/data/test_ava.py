@@ -23,8 +23,9 @@ from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
-from videomaskfeat.data.reader import CountedReader, VideoReadError
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.timed_reader import CountedReader
 from videomaskfeat.data.transforms import (
     ClipTransform,
     RandomResizedCrop,

@@ -19,9 +19,9 @@ from videomaskfeat.data.ava_lists import detected_key_frames
 from videomaskfeat.data.ava_sources import sources_in_folder
 from videomaskfeat.data.batches import BoxedClips
 from videomaskfeat.data.loader import ViewLoader
-from videomaskfeat.data.reader import CountedReader
 from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.sampling import key_frame_seconds
+from videomaskfeat.data.timed_reader import CountedReader
 from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4

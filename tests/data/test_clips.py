@@ -12,23 +12,20 @@ import pytest
 import torch
 
 from tests.data.clip_data import MASK, SAMPLER, equal, make_clips, write_videos
-from videomaskfeat.data import memory as memory_module
-from videomaskfeat.data.clips import (
-    LabeledBatch,
+from videomaskfeat.data import video as video_module
+from videomaskfeat.data.batches import LabeledBatch
+from videomaskfeat.data.clips import SampleKey, epoch_order, sample_generator
+from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.labeled_clips import (
     LabeledClips,
-    LocalCrops,
-    PairClips,
-    SampleKey,
     balanced_order,
     check_labels,
-    epoch_order,
     left_right_pairs,
     random_segments,
-    sample_generator,
 )
-from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColorJitter, RandomColor, saturation
+from videomaskfeat.data.pair_clips import LocalCrops, PairClips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_edges
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
@@ -52,7 +49,7 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         paths.append(path)
         return open_video(path, reader)
 
-    monkeypatch.setattr(memory_module, "open_video", counting)
+    monkeypatch.setattr(video_module, "open_video", counting)
     return paths
 
 

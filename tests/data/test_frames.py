@@ -22,9 +22,8 @@ from videomaskfeat.data.frames import (
     PictureReader,
     decode_picture,
     frames_in_folder,
-    is_picture,
 )
-from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reader import VideoReadError, is_picture
 from videomaskfeat.data.video import open_video
 
 PICTURE = smooth_frames(1, 40, 56)[0]  # uint8 [40, 56, 3], RGB

@@ -12,8 +12,8 @@ import pytest
 from tests.data.clip_data import equal, make_clips, write_videos
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.memory import VideoMemory, decode_videos, open_from
-from videomaskfeat.data.video import open_video
+from videomaskfeat.data.memory import VideoMemory, decode_videos
+from videomaskfeat.data.video import open_from, open_video
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.errors import UserError
 from videomaskfeat.machine import available_memory, machine_memory

@@ -20,9 +20,10 @@ from tests.data.make_videos import (
     write_video,
 )
 from tests.reference.decode import decode_all_timed
-from videomaskfeat.data.packet_index import complete_times, measure_timing
+from videomaskfeat.data.packet_index import complete_times
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import SeekingReader, open_timed
+from videomaskfeat.data.timing import measure_timing
 from videomaskfeat.data.video import open_video, probe
 
 READERS = ["pyav", "auto"]

@@ -22,10 +22,11 @@ from tests.data.make_videos import (
 )
 from tests.reference.decode import decode_all, decode_all_timed
 from tests.reference.key_frames import key_frame_indices
-from videomaskfeat.data.reader import CountedReader, VideoReadError
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.readers_seeking import SeekingReader, open_timed
 from videomaskfeat.data.sampling import key_frame_seconds
+from videomaskfeat.data.timed_reader import CountedReader
 from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.mp4 import write_mp4
 

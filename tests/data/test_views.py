@@ -14,7 +14,7 @@ import torch
 
 from tests.data.clip_data import write_videos
 from tests.data.make_videos import READERS
-from videomaskfeat.data import memory as memory_module
+from videomaskfeat.data import video as video_module
 from videomaskfeat.data.batches import Failure, ViewsBatch
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ViewLoader
@@ -122,7 +122,7 @@ def test_each_video_is_opened_and_each_frame_decoded_once(
         monkeypatch.setattr(video, "_iter_frames", count)
         return video
 
-    monkeypatch.setattr(memory_module, "open_video", counting)
+    monkeypatch.setattr(video_module, "open_video", counting)
     views = make_views(listing, frames=4, stride=1, views=5)  # 60 frames out of the 8 in the file
     sample = views[1]
     assert opened == [str(listing.parent / "001.mp4")]

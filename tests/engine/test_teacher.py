@@ -12,13 +12,12 @@ from torch import nn
 from tests.engine.processes import exit_codes_of_ranks
 from tests.reference import self_distillation as reference
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage, Teacher
 from videomaskfeat.engine.optim import CosineRamp, LinearRamp
 from videomaskfeat.engine.teacher import (
     CollapseStop,
-    ExponentialMovingAverage,
     Monitor,
     RunningCenter,
-    Teacher,
     fit_momentum,
     mean_of_rows,
     start_share,

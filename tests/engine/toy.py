@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.contracts import LoopOptions, StepResult
 from videomaskfeat.engine.loop import TrainResult, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
-from videomaskfeat.engine.teacher import ExponentialMovingAverage
 
 SAMPLES, STEPS_PER_EPOCH, BATCH = 50, 6, 8  # two samples are left over every epoch
 CPU = torch.device("cpu")

@@ -26,7 +26,7 @@ def prepare(material: Path) -> None:
 
 def make_case(seed: int, material: Path, folder: Path) -> Case:
     """A model with a damaged file, and its reader."""
-    from videomaskfeat.models.weights import load_model
+    from videomaskfeat.models.loading import load_model
 
     rng = random.Random(f"other weights {seed}")
     source, target = _GOLDEN / rng.choice(_MODELS), Path("input")

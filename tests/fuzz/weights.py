@@ -59,8 +59,8 @@ def make_case(seed: int, material: Path, folder: Path) -> Case:
 def _entry(kind: str, rng: random.Random) -> Case:
     from videomaskfeat.inference.classifiers import load_classifier, load_encoder
     from videomaskfeat.inference.detectors import load_detector
+    from videomaskfeat.models.loading import load_model
     from videomaskfeat.models.tokenizers import load_tokenizer
-    from videomaskfeat.models.weights import load_model
 
     weights, video = "input.safetensors", "video.mp4"
     bounded = ("data.train=missing.csv", "data.workers=0", "run.device=cpu", "run.folder=run")

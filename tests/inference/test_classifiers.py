@@ -17,7 +17,7 @@ from tests.jobs.weights_files import NAMES, RECIPE, write_classifier, write_pret
 from videomaskfeat import UserError, VideoReadError, load_classifier, load_encoder
 from videomaskfeat.errors import RunFailed
 from videomaskfeat.inference.classifiers import Prediction, Predictions, VideoClassifier
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 
 # Of 20 frames at 30 a second, a clip of 4 at stride 2 spans 8: frames 0, 7/3, 14/3, 7 from its start, cut to
 # whole ones. Two clips start at 0 and 12, a single one at 6.

@@ -20,7 +20,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.interop.formats import ratio_of
 from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import convert_weights, load_model, load_pretrained, load_weights
+from videomaskfeat.models.loading import convert_weights, load_model, load_pretrained, load_weights
 from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe
 
 # Other orders of summation in float32 give 2e-6. The last norm of VideoMAE in transformers adds 1e-5 to the

@@ -29,7 +29,8 @@ from videomaskfeat.interop.export import Graph
 from videomaskfeat.jobs import export as task
 from videomaskfeat.jobs.export import export
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.loading import load_into, load_model
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.recipe import (
     CLASSIFY_KEY,
     DETECT_KEY,

@@ -31,7 +31,8 @@ from videomaskfeat.jobs.finetune import (
 from videomaskfeat.losses import soft_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import load_model, read_state, save_weights
+from videomaskfeat.models.loading import load_model
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.recipe import (
     METADATA_KEY,
     ClassifyRecipe,

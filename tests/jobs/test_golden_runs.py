@@ -15,8 +15,8 @@ from safetensors import safe_open
 from tests.engine.toy import metrics
 from videomaskfeat.cli import main
 from videomaskfeat.data.sample import write_sample_data
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.tokenizers import load_tokenizer
-from videomaskfeat.models.weights import load_model
 
 RUNS = Path(__file__).parents[1] / "golden" / "run_folders"
 EXPECTED = json.loads((RUNS / "expected.json").read_text())

@@ -18,7 +18,7 @@ from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_weights
 from videomaskfeat.methods.build import build_method
-from videomaskfeat.models.weights import load_model, load_student
+from videomaskfeat.models.loading import load_model, load_student
 from videomaskfeat.recipe import read_classify_recipe, read_recipe, read_testing_recipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 

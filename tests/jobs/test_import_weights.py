@@ -22,7 +22,7 @@ from videomaskfeat.jobs import finetune
 from videomaskfeat.jobs.import_weights import WeightsImport, import_slowfast
 from videomaskfeat.methods.build import build_student
 from videomaskfeat.models import create_unset
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalize, read_classify_recipe, read_recipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets import build_target

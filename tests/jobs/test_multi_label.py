@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 from videomaskfeat import load_classifier
 from videomaskfeat.data.augment import MultiLabelMixing
-from videomaskfeat.data.clips import MultiLabelClips
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.labeled_clips import MultiLabelClips
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import load_scores

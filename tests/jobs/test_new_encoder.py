@@ -13,7 +13,7 @@ from videomaskfeat.engine.optim import layers_behind, parameter_groups
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.export import export
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import load_into, load_model
+from videomaskfeat.models.loading import load_into, load_model
 from videomaskfeat.models.zoo import MODELS, encoder_of, family
 
 from .conftest import TINY as PRETRAIN

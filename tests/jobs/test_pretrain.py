@@ -21,7 +21,7 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
 from videomaskfeat.jobs.pretrain import final_lines
 from videomaskfeat.methods.build import build_method
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 

@@ -18,8 +18,9 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.tokenizers import create_tokenizer
-from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.weights import save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.schemas import PretrainConfig

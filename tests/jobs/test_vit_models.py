@@ -24,8 +24,9 @@ from videomaskfeat.jobs.import_weights import import_slowfast
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 

@@ -11,7 +11,7 @@ import pytest
 from tests.engine.toy import metrics
 from tests.extending import add_module, python_blocks
 from videomaskfeat.methods import METHODS
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.targets import TARGETS
 
 

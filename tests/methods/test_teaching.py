@@ -17,12 +17,12 @@ from tests.jobs.test_pretrain import assert_refused
 from tests.methods.tiny import ARGUMENTS, heldout_loss, make_batch, tiny_method
 from videomaskfeat import read_features
 from videomaskfeat.cli import main
-from videomaskfeat.data.clips import PairClips
+from videomaskfeat.data.pair_clips import PairClips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.methods.teaching import PairMethod
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import read_recipe
 
 Pretrain = Callable[..., tuple[int, str]]

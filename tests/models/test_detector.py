@@ -14,8 +14,8 @@ from tests.reference.roi_align import plain_roi_align
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import TEMPORAL, Detector
+from videomaskfeat.models.loading import load_into
 from videomaskfeat.models.mvit import MViT
-from videomaskfeat.models.weights import load_into
 
 # Pixels of clips of 32x48: one inside, a larger one, one that leaves the frame, two of the second clip.
 BOXES = torch.tensor(

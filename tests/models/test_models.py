@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import HEADS
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.maskfeat import MaskedModel
-from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.weights import save_weights
 from videomaskfeat.models.zoo import MODELS, encoder_of
 
 MVIT: dict[str, Any] = {

@@ -14,8 +14,9 @@ from tests.reference.positions import sincos_1d, sincos_2d
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
+from videomaskfeat.models.loading import load_into, load_weights
 from videomaskfeat.models.positions import fixed_positions, joint_positions, separable_positions
-from videomaskfeat.models.weights import load_into, load_weights, save_weights
+from videomaskfeat.models.weights import save_weights
 
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "linear_std": 0.1}
 IMAGE: dict[str, Any] = {**SMALL, "clip_size": (1, 16, 16), "cube_stride": (1, 8, 8)}

@@ -15,8 +15,8 @@ from tests.reference.rotary import rotated
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
+from videomaskfeat.models.loading import load_into
 from videomaskfeat.models.vit import Block, ViT, resize_bias, rotary_table, rotate
-from videomaskfeat.models.weights import load_into
 
 SMALL: dict[str, Any] = {
     "depth": 2,

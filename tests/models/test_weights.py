@@ -16,9 +16,10 @@ from tests.models.test_models import MVIT
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.loading import load_into, load_model, load_weights
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.positions import resize_table
-from videomaskfeat.models.weights import load_into, load_model, load_weights, read_state, save_weights
+from videomaskfeat.models.weights import read_state, save_weights
 
 SMALL: dict[str, Any] = {**MVIT, "depth": 2, "widen_at": (1,), "q_pool_at": (1,)}
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import videomaskfeat
 from tests.models.test_models import CASES, build
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.cost import list_facts, measure_model
 from videomaskfeat.models.encoder_base import Encoder
+from videomaskfeat.models.sizes import list_facts, measure_model
 from videomaskfeat.models.zoo import MODELS
 
 SMALL = {"depth": 2, "width": 16, "heads": 2, "clip_size": (4, 32, 32)}

@@ -19,9 +19,10 @@ from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import ActionBatch, BoxedClips, Failure, KeyFrameBatch, empty_clips
 from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
-from videomaskfeat.data.reader import TimedReader, VideoReadError, check_size
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import check_clip, key_frame_seconds
+from videomaskfeat.data.timed_reader import TimedReader, check_size
 from videomaskfeat.data.transforms import (
     ClipGeometry,
     ClipTransform,

@@ -15,8 +15,9 @@ from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.folders import VIDEO_SUFFIXES
 from videomaskfeat.data.frame_lists import FrameFiles
 from videomaskfeat.data.frames import EXTRACTED_FPS, FrameFilesReader, frames_in_folder
-from videomaskfeat.data.reader import CountedReader, TimedReader, VideoReadError
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.timed_reader import CountedReader, TimedReader
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import is_folder, list_folder
 

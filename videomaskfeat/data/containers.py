@@ -34,9 +34,8 @@ _DEEPEST = 6  # nested boxes
 _SMALLEST_WIDTH = 64  # below, decord reads the padding of rows as pixels
 _LARGEST_SIDE = 8192  # pixels
 _MOST_UNITS = 16  # parameter sets and messages before the first slice of a picture
-_MOST_BOXES = 1000  # adjacent boxes or elements
+MOST_BOXES = 1000  # adjacent boxes or elements
 _MOST_SAMPLES = 4_000_000  # 18 hours at 60 frames per second
-_LONGEST_WEBM = 36_000_000.0  # milliseconds; decord allocates memory for the declared duration
 
 Span = tuple[int, int]  # first byte and one past the last
 KindT = TypeVar("KindT", bytes, int)
@@ -53,13 +52,15 @@ def is_exact_in_decord(path: str) -> bool:
             if head[4:8] == b"ftyp":
                 return _is_plain_mp4(file, size)
             if head[:4] == b"\x1aE\xdf\xa3":
-                return _is_plain_webm(file, size)
+                from videomaskfeat.data.webm import is_plain_webm
+
+                return is_plain_webm(file, size)
     except (OSError, struct.error, ValueError, LookupError, OverflowError, MemoryError):
         pass  # no file, or an unusual or damaged header, which might crash decord
     return False
 
 
-def _content(file: BinaryIO, span: Span) -> bytes:
+def read_content(file: BinaryIO, span: Span) -> bytes:
     file.seek(span[0])
     data = file.read(span[1] - span[0])
     if len(data) != span[1] - span[0]:
@@ -67,7 +68,7 @@ def _content(file: BinaryIO, span: Span) -> bytes:
     return data
 
 
-def _plain_size(width: int, height: int, *, turned: bool) -> bool:
+def plain_size(width: int, height: int, *, turned: bool) -> bool:
     """Whether colors are equal (even height, also of a rotated picture) and decord copies rows correctly."""
     if not 0 < max(width, height) <= _LARGEST_SIDE:
         return False
@@ -82,7 +83,7 @@ def _plain_size(width: int, height: int, *, turned: bool) -> bool:
 def _boxes(file: BinaryIO, span: Span, *, cut: bool = False) -> Iterator[tuple[bytes, Span]]:
     """The boxes in a span; ValueError if there are too many or one does not fit (``cut``: it ends there)."""
     position, end = span
-    for _ in range(_MOST_BOXES):
+    for _ in range(MOST_BOXES):
         if position + 8 > end:
             return
         file.seek(position)
@@ -104,10 +105,10 @@ def _boxes(file: BinaryIO, span: Span, *, cut: bool = False) -> Iterator[tuple[b
 
 def _unique_boxes(file: BinaryIO, span: Span) -> dict[bytes, Span]:
     """The boxes in a span by type; ValueError if a unique type is repeated."""
-    return _by_kind(_boxes(file, span), _REPEATED_BOXES)
+    return by_kind(_boxes(file, span), _REPEATED_BOXES)
 
 
-def _by_kind(items: Iterator[tuple[KindT, Span]], repeated: frozenset[KindT]) -> dict[KindT, Span]:
+def by_kind(items: Iterator[tuple[KindT, Span]], repeated: frozenset[KindT]) -> dict[KindT, Span]:
     spans: dict[KindT, Span] = {}
     for kind, content in items:
         if kind in spans and kind not in repeated:
@@ -121,7 +122,7 @@ def _is_plain_mp4(file: BinaryIO, size: int) -> bool:
     movie = _unique_boxes(file, top[b"moov"])
     if not top.keys() <= _TOP_BOXES or b"mvex" in movie:
         return False  # fragmented: the tables are spread over the file
-    mvhd = _content(file, movie[b"mvhd"])
+    mvhd = read_content(file, movie[b"mvhd"])
     if _matrix(mvhd, 48 if mvhd[0] == 1 else 36) != _UPRIGHT:
         return False
     videos = []
@@ -131,7 +132,7 @@ def _is_plain_mp4(file: BinaryIO, size: int) -> bool:
             media = _unique_boxes(file, track[b"mdia"])
             tables = _unique_boxes(file, _unique_boxes(file, media[b"minf"])[b"stbl"])
             samples = _count_samples(file, tables, size)
-            if _content(file, media[b"hdlr"])[8:12] == b"vide":
+            if read_content(file, media[b"hdlr"])[8:12] == b"vide":
                 videos.append((track, media, tables, samples))
     if len(videos) != 1:
         return False
@@ -139,13 +140,13 @@ def _is_plain_mp4(file: BinaryIO, size: int) -> bool:
     shown, keys = _sample_times(file, tables, samples)
     if not _has_closed_groups(shown, keys):
         return False
-    if not _is_plain_picture(file, _content(file, track[b"tkhd"]), tables, keys, size):
+    if not _is_plain_picture(file, read_content(file, track[b"tkhd"]), tables, keys, size):
         return False
-    media_ticks = _timescale(_content(file, media[b"mdhd"]))
+    media_ticks = _timescale(read_content(file, media[b"mdhd"]))
     movie_ticks = _timescale(mvhd)
     if b"edts" not in track:
         return True
-    edits = _content(file, _unique_boxes(file, track[b"edts"])[b"elst"])
+    edits = read_content(file, _unique_boxes(file, track[b"edts"])[b"elst"])
     return _hides_nothing(edits, shown, media_ticks / movie_ticks)
 
 
@@ -173,7 +174,7 @@ def _table(file: BinaryIO, span: Span, count: int, columns: int) -> np.ndarray:
     end = span[0] + 4 * count * columns
     if count > _MOST_SAMPLES or end > span[1]:
         raise ValueError("a table longer than its box")
-    return np.frombuffer(_content(file, (span[0], end)), ">u4").reshape(-1, columns).astype(np.int64)
+    return np.frombuffer(read_content(file, (span[0], end)), ">u4").reshape(-1, columns).astype(np.int64)
 
 
 def _sizes(file: BinaryIO, span: Span) -> tuple[int, np.ndarray | int]:
@@ -262,22 +263,22 @@ def _is_plain_picture(
     """Whether codec, orientation and size are plain, and the samples agree with the codec's header."""
     matrix = _matrix(tkhd, 52 if tkhd[0] == 1 else 40)
     stsd = tables[b"stsd"]
-    head = _content(file, (stsd[0], stsd[0] + 94))
+    head = read_content(file, (stsd[0], stsd[0] + 94))
     entry_size, codec = struct.unpack_from(">I4s", head, 8)
     width, height = struct.unpack_from(">HH", head, 40)
     if struct.unpack_from(">I", head, 4)[0] != 1 or not 86 <= entry_size <= stsd[1] - stsd[0] - 8:
         return False
-    if matrix not in (_UPRIGHT, *_TURNED) or not _plain_size(width, height, turned=matrix != _UPRIGHT):
+    if matrix not in (_UPRIGHT, *_TURNED) or not plain_size(width, height, turned=matrix != _UPRIGHT):
         return False
     extensions = _unique_boxes(file, (stsd[0] + 94, stsd[0] + 8 + entry_size))
     if b"clap" in extensions:
         return False  # a crop
     spans = _sample_spans(file, tables, size)
     if codec == b"avc1":
-        parameters = _h264_set(_content(file, extensions[b"avcC"]))
+        parameters = _h264_set(read_content(file, extensions[b"avcC"]))
         return _h264_size(parameters) == (width, height) and _keys_are_idr(file, spans[keys], parameters)
     start, end = spans[0].tolist()
-    return codec == b"vp09" and _vp9_size(_content(file, (start, min(end, start + 16)))) == (width, height)
+    return codec == b"vp09" and vp9_size(read_content(file, (start, min(end, start + 16)))) == (width, height)
 
 
 def _edits(elst: bytes, most: int) -> list[tuple[int, int]]:
@@ -312,7 +313,7 @@ def has_several_edits(path: str) -> bool:
         for parent in (b"moov", b"trak", b"edts", b"elst"):
             spans = [own for span in spans for kind, own in readable_boxes(span) if kind == parent]
         return any(
-            len(_edits(_content(file, span), _MOST_BOXES)) > 1 for span in spans if span[1] - span[0] >= 8
+            len(_edits(read_content(file, span), MOST_BOXES)) > 1 for span in spans if span[1] - span[0] >= 8
         )
 
 
@@ -336,10 +337,10 @@ def _declares_too_much(file: BinaryIO, span: Span, size: int, depth: int) -> boo
             if _declares_too_much(file, (start, end), size, depth + 1):
                 return True
         elif kind == b"stsz" and end - start >= 12:
-            each, count = struct.unpack(">II", _content(file, (start + 4, start + 12)))
+            each, count = struct.unpack(">II", read_content(file, (start + 4, start + 12)))
             if each and count * each > size:
                 return True
-        elif kind == b"trun" and int.from_bytes(_content(file, (start + 4, start + 8)), "big") > size:
+        elif kind == b"trun" and int.from_bytes(read_content(file, (start + 4, start + 8)), "big") > size:
             return True
     return False
 
@@ -359,7 +360,7 @@ def _keys_are_idr(file: BinaryIO, spans: np.ndarray, parameters: bytes) -> bool:
             position += 4 + length
             if position > end:
                 return False
-            if kind & 31 == 7 and _content(file, (position - length, position)) != parameters:
+            if kind & 31 == 7 and read_content(file, (position - length, position)) != parameters:
                 return False
             if 1 <= kind & 31 <= 5:  # a slice of the picture; 5 is IDR
                 break
@@ -435,7 +436,7 @@ def _h264_size(unit: bytes) -> tuple[int, int] | None:
     return width - right * (2 if chroma in (1, 2) else 1), height - bottom * (2 if chroma == 1 else 1)
 
 
-def _vp9_size(frame: bytes) -> tuple[int, int] | None:
+def vp9_size(frame: bytes) -> tuple[int, int] | None:
     """(width, height) of a VP9 key frame, by its first 16 bytes; None unless 8 bits and displayed."""
     bits = _Bits(frame)
     marker, low, high = bits.read(2), bits.read(1), bits.read(1)
@@ -448,118 +449,3 @@ def _vp9_size(frame: bytes) -> tuple[int, int] | None:
     else:
         bits.read(low)
     return bits.read(16) + 1, bits.read(16) + 1
-
-
-def _vp8_size(frame: bytes) -> tuple[int, int] | None:
-    """(width, height) of a VP8 key frame, by its first 10 bytes."""
-    if frame[0] & 1 or frame[3:6] != b"\x9d\x01\x2a":
-        return None
-    width, height = struct.unpack_from("<HH", frame, 6)
-    return width & 0x3FFF, height & 0x3FFF
-
-
-# WebM: elements of (id, size, content), RFC 8794 and 9559
-
-_SEGMENT, _INFO, _TRACKS, _TRACK, _CLUSTER = 0x18538067, 0x1549A966, 0x1654AE6B, 0xAE, 0x1F43B675
-_TICK, _DURATION = 0x2AD7B1, 0x4489
-_NUMBER, _CODEC, _VIDEO, _DEFAULT_DURATION, _ENCODINGS = 0xD7, 0x86, 0xE0, 0x23E383, 0x6D80
-_WIDTH, _HEIGHT, _INTERLACED, _PROJECTION = 0xB0, 0xBA, 0x9A, 0x7670
-_CROPS = (0x54AA, 0x54BB, 0x54CC, 0x54DD)
-_SIMPLE_BLOCK, _BLOCK_GROUP, _BLOCK = 0xA3, 0xA0, 0xA1
-_REPEATED_ELEMENTS = frozenset((0xEC, 0xFB))  # padding, references
-_SIZES = {b"V_VP8": _vp8_size, b"V_VP9": _vp9_size}  # codecs that store pictures in display order
-
-
-def _elements(file: BinaryIO, span: Span) -> Iterator[tuple[int, Span]]:
-    """The elements in a span; ValueError if one does not fit, or if there are too many."""
-    position, end = span
-    for _ in range(_MOST_BOXES):
-        if position >= end:
-            return
-        file.seek(position)
-        head = file.read(12)
-        id_length = 9 - head[0].bit_length()
-        size_length = 9 - head[id_length].bit_length()
-        if id_length > 4 or size_length > 8:
-            raise ValueError("not an element")
-        kind = int.from_bytes(head[:id_length], "big")
-        mask = (1 << 7 * size_length) - 1
-        size = int.from_bytes(head[id_length : id_length + size_length], "big") & mask
-        start = position + id_length + size_length
-        # All ones: unknown length, as in live recordings; the element ends with its parent.
-        stop = end if size == mask and kind in (_SEGMENT, _CLUSTER) else start + size
-        if stop > end:
-            raise ValueError("an element that does not fit")
-        yield kind, (start, stop)
-        position = stop
-    raise ValueError("too many elements")
-
-
-def _leaves(file: BinaryIO, span: Span) -> dict[int, Span]:
-    """The elements in a span by id; ValueError if one is repeated."""
-    return _by_kind(_elements(file, span), _REPEATED_ELEMENTS)
-
-
-def _number(file: BinaryIO, elements: dict[int, Span], kind: int, default: int) -> int:
-    if kind not in elements:
-        return default
-    start, end = elements[kind]
-    return int.from_bytes(_content(file, (start, min(end, start + 8))), "big")
-
-
-def _is_plain_webm(file: BinaryIO, size: int) -> bool:
-    elements: dict[int, Span] = {}
-    for kind, span in _elements(file, (0, size)):
-        if kind == _SEGMENT:
-            if span[1] != size:
-                return False  # another file is joined to it
-            for child, content in _elements(file, span):
-                elements.setdefault(child, content)
-                if child == _CLUSTER:
-                    break  # frames begin; a header after them is unusual
-            break
-    if not _has_plain_clock(file, _leaves(file, elements[_INFO])):
-        return False
-    videos = []
-    for kind, span in _elements(file, elements[_TRACKS]):
-        track = _leaves(file, span) if kind == _TRACK else {}
-        if _CODEC in track and _content(file, track[_CODEC]).startswith(b"V_"):
-            videos.append(track)
-    return len(videos) == 1 and _is_plain_track(file, videos[0], elements[_CLUSTER])
-
-
-def _has_plain_clock(file: BinaryIO, info: dict[int, Span]) -> bool:
-    """Whether times are in milliseconds and the duration is known and at most `_LONGEST_WEBM`."""
-    length = info[_DURATION][1] - info[_DURATION][0]
-    duration = struct.unpack(">d" if length == 8 else ">f", _content(file, info[_DURATION]))[0]
-    return _number(file, info, _TICK, 1_000_000) == 1_000_000 and 0 < duration <= _LONGEST_WEBM
-
-
-def _is_plain_track(file: BinaryIO, track: dict[int, Span], cluster: Span) -> bool:
-    """Whether frames are displayed as stored, and the track has the size of its first frame."""
-    video = _leaves(file, track[_VIDEO])
-    codec = _content(file, track[_CODEC])
-    each = _number(file, track, _DEFAULT_DURATION, 10**9)  # nanoseconds per picture
-    if codec not in _SIZES or _ENCODINGS in track or not 10**6 <= each <= 10**11:
-        return False
-    # 2 is progressive, 0 undetermined.
-    if _PROJECTION in video or _number(file, video, _INTERLACED, 0) == 1:
-        return False
-    if any(_number(file, video, side, 0) for side in _CROPS):
-        return False
-    size = _number(file, video, _WIDTH, 0), _number(file, video, _HEIGHT, 0)
-    number = _number(file, track, _NUMBER, 0)
-    return _plain_size(*size, turned=False) and _SIZES[codec](_first_picture(file, cluster, number)) == size
-
-
-def _first_picture(file: BinaryIO, cluster: Span, number: int) -> bytes:
-    """The first 16 bytes of a track's first frame; LookupError if it is not in this cluster."""
-    for kind, span in _elements(file, cluster):
-        if kind == _BLOCK_GROUP:
-            span = _leaves(file, span)[_BLOCK]
-        if kind in (_SIMPLE_BLOCK, _BLOCK_GROUP):
-            start, end = span
-            head = _content(file, (start, min(end, start + 20)))
-            if head[0] == number | 0x80 and not head[3] & 6:  # without lacing
-                return head[4:]
-    raise LookupError(number)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from videomaskfeat.data.frames import PICTURE_SUFFIXES
+from videomaskfeat.data.reader import PICTURE_SUFFIXES
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import local_path
 

@@ -13,11 +13,10 @@ import cv2
 import numpy as np
 
 from videomaskfeat.data.frame_lists import FrameFiles
-from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
+from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError, is_picture
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import exists, is_file, list_folder, open_file
 
-PICTURE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 _LARGEST_FILE = 256 << 20  # bytes
 _MOST_PIXELS = 8192 * 8192  # a small file can declare any size, and decoding needs 3 bytes per pixel
 _JPEG_START, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
@@ -62,12 +61,6 @@ def decode_picture(data: bytes) -> np.ndarray:
     if picture is None:
         raise ValueError(f"not a picture, or a damaged one ({len(data)} bytes)")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB, dst=picture)
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file name has the extension of a picture, and is not hidden (a leading dot)."""
-    base = os.path.basename(name)
-    return os.path.splitext(base)[1].lower() in PICTURE_SUFFIXES and not base.startswith(".")
 
 
 def _is_truncated(data: bytes) -> bool:

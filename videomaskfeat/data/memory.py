@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.reader import VideoReader, VideoReadError
-from videomaskfeat.data.video import MemoryReader, open_video
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import READ_SECONDS, call_in_workers
 from videomaskfeat.errors import UserError
 from videomaskfeat.machine import available_memory
@@ -72,16 +72,6 @@ class VideoMemory:
         if video is None:
             return None
         return self._pixels[video.offset : video.offset + int(np.prod(video.shape))].reshape(video.shape)
-
-
-def open_from(memory: VideoMemory | None, path: str, reader: str) -> VideoReader:
-    """A video from memory, or from its file if it is not in memory; errors as in `open_video`."""
-    frames = None if memory is None else memory.frames(path)
-    if memory is None or frames is None:
-        return open_video(path, reader)
-    video = MemoryReader(frames, fps=memory.videos[path].fps)
-    video.path = path
-    return video
 
 
 def decode_videos(

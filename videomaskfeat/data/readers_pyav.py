@@ -33,11 +33,10 @@ from videomaskfeat.data.packet_index import (
     PacketIndex,
     PacketLog,
     PacketTable,
-    Timing,
     complete_times,
-    measure_timing,
 )
 from videomaskfeat.data.reader import NOT_REGULAR, VideoInfo, VideoReader, VideoReadError
+from videomaskfeat.data.timing import Timing, measure_timing
 from videomaskfeat.io import ffmpeg_url, is_file, missing_cause
 
 # FFmpeg's numbers of the color matrices that its scaler supports; for any other it uses its default, BT.601.

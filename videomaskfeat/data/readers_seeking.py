@@ -21,21 +21,21 @@ from av.packet import Packet
 
 from videomaskfeat import io
 from videomaskfeat.data.containers import has_several_edits
-from videomaskfeat.data.reader import (
-    MISSING_END,
-    CountedReader,
-    IndexedReader,
-    TimedReader,
-    VideoReadError,
-    check_inside,
-    nearest_places,
-)
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_pyav import (
     DECODING_TIMES_ALONE,
     FAILURES,
     STORED_DURATIONS,
     PyAvFile,
     PyAvReader,
+)
+from videomaskfeat.data.timed_reader import (
+    MISSING_END,
+    CountedReader,
+    IndexedReader,
+    TimedReader,
+    check_inside,
+    nearest_places,
 )
 
 _FURTHER_BACK = (0.0, 1.0, 4.0, 16.0, 64.0)  # seconds before the first time, to search for a key frame

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.frames import PICTURE_SUFFIXES
+from videomaskfeat.data.reader import PICTURE_SUFFIXES
 from videomaskfeat.errors import UserError
 
 

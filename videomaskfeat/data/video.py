@@ -9,18 +9,19 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.containers import is_exact_in_decord
-from videomaskfeat.data.frames import FrameFolderReader, ImageReader, is_picture
-from videomaskfeat.data.packet_index import average_rate
-from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.data.readers_pyav import PyAvReader
+from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError, is_picture
+from videomaskfeat.data.timing import average_rate
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, check_name
 from videomaskfeat.plugins import import_class, is_plugin
+
+if TYPE_CHECKING:
+    from videomaskfeat.data.memory import VideoMemory
 
 
 class InexactIndexError(Exception):
@@ -72,7 +73,7 @@ class DecordReader(VideoReader):
     def info(self) -> VideoInfo:
         """All facts; the first access opens the file in PyAV, since decord reports no rotation and codec."""
         if self._info is None:
-            with PyAvReader(self.path) as reader:
+            with _open_in_pyav(self.path) as reader:
                 self._info = reader.info
         return self._info
 
@@ -154,10 +155,10 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
     if is_plugin(reader):
         return _open_in_plugin(reader, local)
     check_name("reader", reader, READERS)
-    if os.path.isdir(local):
-        return FrameFolderReader(local)
-    if is_picture(local):
-        return ImageReader(local)
+    if os.path.isdir(local) or is_picture(local):
+        from videomaskfeat.data.frames import FrameFolderReader, ImageReader
+
+        return FrameFolderReader(local) if os.path.isdir(local) else ImageReader(local)
     if reader != "pyav":
         try:
             video = DecordReader(local, threads=threads)
@@ -173,7 +174,13 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
                 raise UserError(
                     "reader 'decord' is not installed; pip install decord, or use 'pyav'"
                 ) from error
-    return PyAvReader(local, threads=threads)
+    return _open_in_pyav(local, threads=threads)
+
+
+def _open_in_pyav(path: str, *, threads: int = 1) -> VideoReader:
+    from videomaskfeat.data.readers_pyav import PyAvReader
+
+    return PyAvReader(path, threads=threads)
 
 
 def _open_in_plugin(reader: str, path: str) -> VideoReader:
@@ -184,6 +191,16 @@ def _open_in_plugin(reader: str, path: str) -> VideoReader:
         raise
     except Exception as error:  # the user's own code can raise anything
         raise PlugInFailed(f"reader {reader!r} failed on {path}: {type(error).__name__}: {error}") from error
+
+
+def open_from(memory: VideoMemory | None, path: str, reader: str) -> VideoReader:
+    """A video from memory, or from its file if it is not in memory; errors as in `open_video`."""
+    frames = None if memory is None else memory.frames(path)
+    if memory is None or frames is None:
+        return open_video(path, reader)
+    video = MemoryReader(frames, fps=memory.videos[path].fps)
+    video.path = path
+    return video
 
 
 def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:
@@ -244,6 +261,6 @@ class _FallbackReader(VideoReader):
             raise error
         _log.debug("%s: decord fails, so PyAV reads it from now on: %r", self.path, error)
         self._reader.close()
-        self._use(PyAvReader(self.path, threads=self._threads))
+        self._use(_open_in_pyav(self.path, threads=self._threads))
         if indices.max() >= self.frames:
             raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import Dataset
 
 from videomaskfeat.data.batches import Failure, ViewsBatch, empty_clips
-from videomaskfeat.data.memory import VideoMemory, open_from
+from videomaskfeat.data.memory import VideoMemory
 from videomaskfeat.data.reader import VideoReader, VideoReadError
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import (
@@ -24,6 +24,7 @@ from videomaskfeat.data.sampling import (
     segment_indices,
 )
 from videomaskfeat.data.transforms import ClipGeometry, Size, resize_frame, sides_of, uniform_crops
+from videomaskfeat.data.video import open_from
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from videomaskfeat.data.reader import CountedReader, TimedReader, VideoReadError
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
 from videomaskfeat.data.sampling import key_frame_seconds
+from videomaskfeat.data.timed_reader import CountedReader, TimedReader
 from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, resize_frame
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import continue_reading

@@ -597,6 +597,6 @@ def _start_method() -> str:
         return "spawn"
     # The server imports these once, before it forks any worker.
     multiprocessing.get_context("forkserver").set_forkserver_preload(
-        ["videomaskfeat.data.worker_server", "videomaskfeat.data.loader"]
+        ["videomaskfeat.data.worker_server", "videomaskfeat.data.loader", "videomaskfeat.data.readers_pyav"]
     )
     return "forkserver"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.contracts import Stateful
-from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import (
     is_folder,

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState, load_checkpoint
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import clip_each_gradient, set_learning_rate, set_weight_decay
-from videomaskfeat.engine.teacher import ExponentialMovingAverage
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)

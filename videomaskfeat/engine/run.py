@@ -18,6 +18,7 @@ from torch import nn
 
 from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
@@ -33,7 +34,6 @@ from videomaskfeat.engine.optim import (
     parameter_groups,
     sgd,
 )
-from videomaskfeat.engine.teacher import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file

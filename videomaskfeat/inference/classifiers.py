@@ -19,7 +19,7 @@ from videomaskfeat.inference.class_maps import class_maps
 from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor

@@ -14,8 +14,8 @@ import torch
 from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.boxes import check_linking, check_smoothing, link_boxes, smooth_scores
 from videomaskfeat.data.ava import KeyClip, key_clips
-from videomaskfeat.data.reader import TimedReader
 from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.timed_reader import TimedReader
 from videomaskfeat.data.transforms import WholeFrame
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.inference.detectors import VideoDetector

@@ -18,6 +18,7 @@ from videomaskfeat import __version__
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.records import Records
 from videomaskfeat.io import file_sha256, whole_file
+from videomaskfeat.models.weights import weights_file
 from videomaskfeat.provenance import describe_provenance
 from videomaskfeat.recipe import ClassifyRecipe, DetectRecipe
 
@@ -108,7 +109,7 @@ def describe_detection(
 
 def describe_weights(weights: PathLike) -> dict[str, str]:
     """Path and SHA-256 of a weights file."""
-    return {"weights": os.fspath(weights), "weights_sha256": file_sha256(weights)}
+    return {"weights": os.fspath(weights), "weights_sha256": file_sha256(weights_file(weights))}
 
 
 def hash_files(files: Mapping[str, PathLike | None]) -> dict[str, dict[str, str]]:

@@ -22,7 +22,8 @@ from videomaskfeat.interop.slowfast_keys import (
 )
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.encoder_base import Triple, as_clips, as_triple
-from videomaskfeat.models.weights import LoadReport, load_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_weights
 from videomaskfeat.models.zoo import DENSE_FORM, MODELS
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.targets.hog import HogTarget

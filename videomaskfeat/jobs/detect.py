@@ -21,9 +21,9 @@ from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
-from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
@@ -42,7 +42,9 @@ from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import (
     DETECT_KEY,

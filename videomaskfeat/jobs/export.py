@@ -37,9 +37,10 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
+from videomaskfeat.models.loading import load_into, load_model
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel
-from videomaskfeat.models.weights import load_into, load_model, read_state, save_weights
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import (
     ENCODER_KEY,

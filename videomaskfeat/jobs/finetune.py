@@ -16,23 +16,23 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.augment import Augmentation, Mixing, MultiLabelMixing, RandAugment, RandomErasing
 from videomaskfeat.data.batches import LabeledBatch
-from videomaskfeat.data.clips import (
+from videomaskfeat.data.formats import check_lists, class_names_beside
+from videomaskfeat.data.labeled_clips import (
     LabeledClips,
     MultiLabelClips,
     check_labels,
     left_right_pairs,
     random_segments,
 )
-from videomaskfeat.data.formats import check_lists, class_names_beside
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, ShortSideJitterCrop
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
-from videomaskfeat.engine.teacher import check_weight_sets
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.lists import ListChoice, read_class_names
@@ -52,7 +52,9 @@ from videomaskfeat.metrics.accuracy import (
 )
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import LoadReport, load_into, load_pretrained, read_state, save_weights
+from videomaskfeat.models.load_report import LoadReport
+from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import (
     CLASSIFY_KEY,

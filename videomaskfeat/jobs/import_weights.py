@@ -21,8 +21,9 @@ from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
+from videomaskfeat.models.loading import build_converted, convert_weights
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.weights import build_converted, convert_weights, save_weights, weights_file
+from videomaskfeat.models.weights import save_weights, weights_file
 from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.formats import expand_folders
-from videomaskfeat.data.frames import is_picture
 from videomaskfeat.data.loader import ViewLoader
+from videomaskfeat.data.reader import is_picture
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import VideoReader, VideoReadError, open_video
 from videomaskfeat.data.windows import iter_at_rate, open_by_time

@@ -17,7 +17,7 @@ from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import load_student, save_weights
+from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, compare_levels
 from videomaskfeat.schemas import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
@@ -53,6 +53,8 @@ class PretrainRun(Run):
             logger.warning(warning)
         self.method = build_method(config)
         if config.model.weights:
+            from videomaskfeat.models.loading import load_student
+
             self.load_report = load_student(self.method.student, self.method.encoder, config.model)
             self.load_warning = compare_levels(
                 config.model.weights, self.method.recipe.clip, self.load_report.normalization

@@ -31,6 +31,7 @@ from videomaskfeat.io import file_sha256
 from videomaskfeat.losses import kl_to_uniform
 from videomaskfeat.metrics.accuracy import perplexity
 from videomaskfeat.models import published_vit
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.perceptual import PerceptualDistance
 from videomaskfeat.models.tokenizers import (
     Codebook,
@@ -40,7 +41,7 @@ from videomaskfeat.models.tokenizers import (
     VectorQuantizer,
     create_tokenizer,
 )
-from videomaskfeat.models.weights import load_model, save_weights
+from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import read_clip_recipe
 from videomaskfeat.schemas import TokenizerConfig
 from videomaskfeat.targets.target import margin

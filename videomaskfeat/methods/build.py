@@ -23,10 +23,8 @@ from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
-from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.positions import position_channels
-from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.zoo import MODELS, named_model, with_default_head
+from videomaskfeat.models.zoo import MAE, MODELS, VIT, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
@@ -82,10 +80,10 @@ def initial_arguments(config: PretrainConfig) -> dict[str, Any]:
     name, arguments = config.model.name, config.model.arguments
     if config.model.initialization == "slowfast" or name not in MODELS:
         return {}
-    build = MODELS[name].build
-    if not issubclass(build, ViT):
+    encoder = MODELS[name].classes[-1]
+    if encoder not in (VIT, MAE):
         return {}
-    initialization = "mae" if issubclass(build, MAE) else _published_initialization(config)
+    initialization = "mae" if encoder == MAE else _published_initialization(config)
     if initialization is None:
         return {}
     initial: dict[str, Any] = {"initialization": initialization}

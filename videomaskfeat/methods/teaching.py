@@ -11,11 +11,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.clips import LocalCrops, MaskDraw, PairClips, VideoClips
+from videomaskfeat.data.clips import MaskDraw, VideoClips
 from videomaskfeat.data.operations import ColorJitter, RandomColor
+from videomaskfeat.data.pair_clips import LocalCrops, PairClips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
+from videomaskfeat.engine.average import Teacher
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import (
@@ -23,7 +25,6 @@ from videomaskfeat.engine.teacher import (
     CollapseStop,
     Monitor,
     RunningCenter,
-    Teacher,
     fit_momentum,
     mean_of_rows,
     start_share,

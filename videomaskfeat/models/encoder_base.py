@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
-from typing import ClassVar, get_args
+from pathlib import Path
+from typing import Any, ClassVar, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from videomaskfeat import import_object
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.initialization import Initialization, draw_token, draw_weights
@@ -31,6 +34,7 @@ from videomaskfeat.models.positions import (
 )
 
 Triple = tuple[int, int, int]
+_HUB = "videomaskfeat.inference.hub"  # imported on first use: it needs this module
 
 
 def as_triple(values: Iterable[int]) -> Triple:
@@ -249,6 +253,16 @@ class Encoder(nn.Module):
     def layer_count(self) -> int:
         """Number of layers for layer decay: the stem, each block, and everything after the blocks."""
         return len(self.blocks) + 2
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> Path:
+        """Write the model as a folder; see :func:`videomaskfeat.inference.hub.save_pretrained`."""
+        path: Path = import_object(f"{_HUB}:save_pretrained")(self, folder, **options)
+        return path
+
+    def push_to_hub(self, repository: str, **options: Any) -> str:
+        """Upload the model to the Hugging Face Hub; see :func:`videomaskfeat.inference.hub.push_to_hub`."""
+        address: str = import_object(f"{_HUB}:push_to_hub")(self, repository, **options)
+        return address
 
     def layer_of(self, name: str) -> int:
         """Index of a parameter's layer: 0 for the stem, i + 1 for block i, the last index for the rest.

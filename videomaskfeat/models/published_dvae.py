@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.models.loading import load_into
 from videomaskfeat.models.tokenizers import FrameTokenizer
-from videomaskfeat.models.weights import load_into, read_state
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.tensor_files import PickledCode
 
 STRIDE = 8

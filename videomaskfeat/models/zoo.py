@@ -251,7 +251,7 @@ def create_model(
             _image; for CPUs a nano (8x64x64) and a pico size (4x32x32) of each kind; mvitv2_encoder and
             vit_encoder without a head. Or a plug-in, see :func:`named_model`.
         num_classes: number of classes of a classifier, or of actions of a detector: the argument ``classes``.
-        weights: file of initial weights; see :func:`~videomaskfeat.models.weights.load_weights`. Weights
+        weights: file of initial weights; see :func:`~videomaskfeat.models.loading.load_weights`. Weights
             outside the encoder may be missing, unused or of another shape, and a line of the log reports the
             use of all. None: new weights.
         arguments: arguments that differ from the named model's; see :class:`~videomaskfeat.models.mvit.MViT`,
@@ -279,7 +279,7 @@ def create_model(
         arguments["classes"] = num_classes
     model = create_model_from(name, arguments)
     if weights is not None:
-        from videomaskfeat.models.weights import load_initial  # imports this module
+        from videomaskfeat.models.loading import load_initial  # imports this module
 
         load_initial(model, weights)
     return model

@@ -18,7 +18,7 @@ from videomaskfeat.io import is_file, is_folder, list_folder, local_path
 from videomaskfeat.models import published_vit
 from videomaskfeat.models.encoder_base import Encoder, Triple
 from videomaskfeat.models.layers import per_channel
-from videomaskfeat.models.weights import load_model
+from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.zoo import MODELS, encoder_of
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.targets import HUGGING_FACE, names_weights_file

@@ -8,12 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
-from videomaskfeat.data.folders import FoundVideos, find_videos
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_folder
 from videomaskfeat.texts import read_rows
+
+if TYPE_CHECKING:
+    from videomaskfeat.data.folders import FoundVideos
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +58,8 @@ class ListSource:
     @cached_property
     def contents(self) -> FoundVideos:
         """Videos and pictures below the folder."""
+        from videomaskfeat.data.folders import find_videos
+
         return find_videos(self.path)
 
 

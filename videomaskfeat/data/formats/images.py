@@ -8,7 +8,7 @@ import os
 from videomaskfeat.data.folders import walk_folders
 from videomaskfeat.data.formats.class_folders import SPLITS, class_records, loose_path
 from videomaskfeat.data.formats.format import FolderFormat, ListSource
-from videomaskfeat.data.frames import PICTURE_SUFFIXES, is_picture
+from videomaskfeat.data.reader import PICTURE_SUFFIXES, is_picture
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
 

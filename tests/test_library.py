@@ -21,7 +21,7 @@ def test_code_of_the_page_runs(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     codes = blocks(ROOT / "docs" / "library.md", "python")
-    assert len(codes) == 5
+    assert len(codes) == 6
     for code in codes:
         exec(compile(code, "library.md", "exec"), names)
         if "top-1" in code:  # the loop, with its data sets, is short
@@ -29,6 +29,7 @@ def test_code_of_the_page_runs(
     assert "epoch 1: loss " in capsys.readouterr().out
     assert names["batch"]["mask"].shape == (4, 4, 4, 4)  # the last 4 of 20 videos
     assert names["train"][0].keys() == {"clip", "label", "index"}
+    assert names["maps"].shape == (1, 4, 8, 8)
     assert names["features"].shape == (128,)
     assert main(["predict", "mine.safetensors", "sample/videos/000001.mp4", "--json", "-"]) == 0
     (prediction,) = json.loads(capsys.readouterr().out)

@@ -14,6 +14,7 @@ from videomaskfeat.cli import CommandLine
 from videomaskfeat.config import SPELLINGS
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.detectors import load_detector
+from videomaskfeat.jobs.clip_settings import describe_inherited
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
@@ -27,7 +28,6 @@ from videomaskfeat.recipe import (
     DetectRecipe,
     MaskRecipe,
     PretrainRecipe,
-    describe_inherited,
     normalize,
     read_classify_recipe,
     read_clip_recipe,

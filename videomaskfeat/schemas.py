@@ -19,6 +19,12 @@ PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autoc
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
 AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
+CLIP_MAPS = {
+    "auto": "gradcam of a classifier, attention of other weights",
+    "gradcam": "positions that raise the logit of a class",
+    "attention": "attention of a block, mean over heads",
+    "rollout": "attention of all blocks up to one",
+}
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
     *("cube", "cube_exact", "tube", "frame", "random", "random_tube", "block", "block_beit"),

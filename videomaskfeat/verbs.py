@@ -19,6 +19,7 @@ from videomaskfeat.io import make_parent, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
+    CLIP_MAPS,
     CROPS,
     LABELS,
     LIST_FORMATS,
@@ -116,7 +117,7 @@ def inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
     """The clip settings of the initial weights of a fine-tuning or a detector."""
     if not isinstance(config, FinetuneConfig | DetectConfig) or not config.model.weights:
         return {}
-    from videomaskfeat.recipe import inherited_settings
+    from videomaskfeat.jobs.clip_settings import inherited_settings
 
     return inherited_settings(config, own)
 
@@ -574,7 +575,7 @@ class VisualizeOptions(OutputOptions):
 
     weights: str = key(
         "",
-        "weights of a pre-training run; with --attention, of a classifier",
+        "weights of a pre-training run; with --attention, of any run",
         positional=True,
         former="checkpoint",
     )
@@ -588,8 +589,10 @@ class VisualizeOptions(OutputOptions):
     columns: int = key(8, "time steps per picture", least=1)
     device: str = key("auto", "device: auto | cpu | cuda")
     reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
-    attention: bool = key(False, "Grad-CAM of a classifier: the positions that raise the logit of a class")
-    label: int | None = key(None, "class of --attention", least=0, null="the most probable one")
+    attention: bool = key(False, "a map of the clip instead of mask, target and prediction")
+    map: str = key("auto", "map of --attention", choices=CLIP_MAPS)
+    label: int | None = key(None, "class of gradcam", least=0, null="the most probable one")
+    block: int | None = key(None, "block of attention and rollout, from 1", least=1, null="the last")
 
 
 def visualize(options: VisualizeOptions) -> int:
@@ -598,6 +601,7 @@ def visualize(options: VisualizeOptions) -> int:
     videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --out pictures
     videomaskfeat visualize runs/s/weights.safetensors *.mp4 --mask tube --ratio 0.6 --seed 3
     videomaskfeat visualize runs/s_k400/best.safetensors my_video.mp4 --attention --label 17
+    videomaskfeat visualize runs/s/weights.safetensors my_video.mp4 --attention --map attention --block 12
     """
     from videomaskfeat.jobs.visualize import visualize
 

@@ -109,7 +109,8 @@ def test_films_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str
         classifier.class_map(tmp_path / "000.mp4", label=7)
     capsys.readouterr()
     pretrained = write_pretrained(tmp_path / "pretrained.safetensors")
-    assert main(["visualize", str(pretrained), str(tmp_path / "000.mp4"), "--attention"]) == 2
+    command = ["visualize", str(pretrained), str(tmp_path / "000.mp4")]
+    assert main([*command, "--attention", "--map", "gradcam"]) == 2
     assert "not weights of a classifier" in capsys.readouterr().err
-    assert main(["visualize", str(pretrained), str(tmp_path / "000.mp4"), "--label", "1"]) == 2
-    assert "add --attention" in capsys.readouterr().err
+    assert main([*command, "--label", "1"]) == 2
+    assert "label is an option of --attention; add --attention" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_a_recipe_with_a_square_pair_is_the_one_with_a_number() -> None:
 
 @pytest.mark.parametrize("kind", sorted(MASKS))
 def test_masks_of_every_kind_cover_a_rectangle(kind: str) -> None:
-    """Over many draws, every cell of a grid of 2 x 4 x 6 is hidden at least once and visible at least once."""
+    """In 100 draws, each cell of a grid of 2 x 4 x 6 is hidden at least once, and visible at least once."""
     recipe = PretrainRecipe(ClipRecipe(4, 2, (64, 96)), MaskRecipe(kind, 0.5, (2, 16, 16)))
     rng = np.random.default_rng(0)
     masks = np.stack([recipe.draw_mask(rng) for _ in range(100)])
@@ -143,7 +143,8 @@ def test_from_pretraining_to_features(sample: Path, tmp_path: Path, verb: Verb) 
         "run.threads=1",
         "run.loggers=[]",
     ]
-    model = ["model.name=maskfeat_mvitv2_pico", "mask.cell=[2,16,16]", "run.pictures=1"]
+    stride = "target.arguments={output_stride: [2, 8, 8]}"
+    model = ["model.name=maskfeat_mvitv2_pico", stride, "mask.cell=[2,16,16]", "run.pictures=1"]
     for folder, crop in (("one", "32"), ("pair", "[32,32]"), ("wide", "[32,48]")):
         text = run(verb, "pretrain", *common, *model, f"clip.crop={crop}", f"run.folder={tmp_path / folder}")
     assert "4 frames x stride 2, 32x48 pixels: 2x8x12 = 192 tokens" in text

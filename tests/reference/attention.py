@@ -12,8 +12,22 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.mvit import PooledAttention
 
 
+def slow_attention_weights(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> Tensor:
+    """The softmax over all pairs of positions, [B, M, P+N', P+N"]."""
+    return _attend(layer, tokens, grid)[0]
+
+
 def slow_attention(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> Tensor:
     """``layer(tokens, grid)[0]`` by the definition: one bias for each pair of positions."""
+    weights, q, v = _attend(layer, tokens, grid)
+    result, P = weights @ v, layer.prefix
+    if layer.residual_pooling:
+        result = torch.cat([result[:, :, :P], result[:, :, P:] + q[:, :, P:]], dim=2)
+    return layer.proj(result.transpose(1, 2).flatten(2))
+
+
+def _attend(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, queries and values."""
     B, P, M, d = tokens.shape[0], layer.prefix, layer.heads, layer.head_width
     qkv = layer.qkv(tokens).reshape(B, -1, 3, M, d).permute(2, 0, 3, 1, 4)  # [3, B, M, P+N, d]
     q, q_grid = _pool(qkv[0], layer.pool_q.weight, layer.norm_q, layer.q_stride, grid, P)
@@ -32,10 +46,7 @@ def slow_attention(layer: PooledAttention, tokens: Tensor, grid: TokenGrid) -> T
                 table = layer.get_parameter(f"rel_pos_{name}")
                 offsets = offsets + _offsets(table, q_place[axis], k_places, axis, q_grid, k_grid)
         bias[:, :, P + row, P:] = torch.einsum("bmd,kd->bmk", q[:, :, P + row], offsets)
-    result = (scores + bias).softmax(dim=-1) @ v
-    if layer.residual_pooling:
-        result = torch.cat([result[:, :, :P], result[:, :, P:] + q[:, :, P:]], dim=2)
-    return layer.proj(result.transpose(1, 2).flatten(2))
+    return (scores + bias).softmax(dim=-1), q, v
 
 
 def _offsets(

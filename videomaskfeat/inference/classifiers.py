@@ -15,6 +15,7 @@ from torch import Tensor
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.video import MemoryReader, open_video
 from videomaskfeat.errors import RunFailed, UserError
+from videomaskfeat.inference.attention_maps import attention_maps
 from videomaskfeat.inference.class_maps import class_maps
 from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, evaluation_mode
 from videomaskfeat.models.encoder_base import Encoder
@@ -48,17 +49,30 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class ClassMap:
-    """The positions of a clip that raise the logit of a class, by Grad-CAM.
+class ClipMap:
+    """Values of the positions of a clip.
 
     Attributes:
         frames: uint8 [T, H, W, 3], the clip.
-        values: float32 [t, h, w], from 0 to 1 at the maximum; all 0 if no position raises the logit.
-        prediction: the class, with the probability of this clip.
+        values: float32 [t, h, w], from 0 to 1 at the maximum.
+        name: name of the map, such as "attention".
+        note: for example the number of the block.
     """
 
     frames: Tensor
     values: Tensor
+    name: str
+    note: str
+
+
+@dataclass(frozen=True)
+class ClassMap(ClipMap):
+    """The positions of a clip that raise the logit of a class, by Grad-CAM; all 0 without such positions.
+
+    Attributes:
+        prediction: the class, with the probability of this clip.
+    """
+
     prediction: Prediction
 
 
@@ -137,6 +151,33 @@ class VideoEncoder:
         clips, _ = self._cut_views(video, fps, recipe)
         return self.clip_features(clips, depth=depth, pooled=pooled)[0]
 
+    def attention_map(
+        self, video: Video, *, fps: float | None = None, block: int | None = None, rollout: bool = False
+    ) -> ClipMap:
+        """The attention of a block to the positions of the middle clip.
+
+        The values are those of :func:`~videomaskfeat.inference.attention_maps.attention_maps`, shifted and
+        scaled so that the minimum is 0 and the maximum 1.
+
+        Args:
+            video: see :data:`Video`.
+            fps: frame rate of decoded frames; None for a path.
+            block, rollout: see :func:`~videomaskfeat.inference.attention_maps.attention_maps`.
+
+        Raises:
+            UserError: there is no such block; otherwise as in :meth:`features`.
+        """
+        clips, _ = self._cut_views(video, fps, self.recipe.with_views(views=1, crops=1))
+        pixels = self.recipe.clip.normalize(clips.to(self.machine.torch_device))
+        with evaluation_mode(self.model):
+            values = attention_maps(self.model, pixels, block=block, rollout=rollout)[0].cpu()
+        self._check_finite(values)
+        values = values - values.min()
+        count = len(self.model.blocks)
+        note = f"{'blocks 1 to' if rollout else 'block'} {block or count} of {count}"
+        name = "rollout" if rollout else "attention"
+        return ClipMap(clips[0], values / values.max().clamp(min=1e-12), name, note)
+
     def clip_features(
         self, clips: Tensor, *, depth: int | None = None, pooled: bool = True, views: int | None = None
     ) -> Tensor:
@@ -204,11 +245,14 @@ class VideoEncoder:
         """Clips uint8 [B, T, H, W, C] -> float64 [B, ...] on the CPU."""
         with evaluation_mode(self.model):
             outputs = ClipPass(network, self.recipe.clip, self.machine)(clips)
+        self._check_finite(outputs)
+        return outputs
+
+    def _check_finite(self, outputs: Tensor) -> None:
         if not outputs.isfinite().all():
             raise RunFailed(
                 "the model's output is not finite; its weights are damaged, or its training diverged"
             )
-        return outputs
 
 
 class VideoClassifier(VideoEncoder):
@@ -255,7 +299,8 @@ class VideoClassifier(VideoEncoder):
         pixels = self.recipe.clip.normalize(clips.to(self.machine.torch_device))
         values = class_maps(model, pixels, torch.tensor([label], device=pixels.device))[0].cpu()
         chosen = next(one for one in predictions.top(classes) if one.label == label)
-        return ClassMap(clips[0], values / values.max().clamp(min=1e-12), chosen)
+        note = f"{100 * chosen.probability:.1f} %"
+        return ClassMap(clips[0], values / values.max().clamp(min=1e-12), "Grad-CAM", note, chosen)
 
     def predict_clips(self, clips: Tensor, path: str) -> Predictions:
         """As :meth:`predict`, for the clips uint8 [V*S, T, H, W, C] of one video."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
-from videomaskfeat.inference.classifiers import VideoClassifier
+from videomaskfeat.inference.classifiers import ClassMap, ClipMap
 from videomaskfeat.io import make_folder, output_paths
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.recipe import PretrainRecipe, denormalize
@@ -36,10 +36,6 @@ from videomaskfeat.viz.pictures import (
 
 DRAWN = ("hog", "pixels")
 """Targets that can be drawn."""
-
-
-CLASS_ENDING = "_class"
-"""Ending of the names of drawn class maps."""
 
 
 @dataclass(frozen=True)
@@ -112,40 +108,49 @@ def draw_videos(
     return Visualized(written, failures)
 
 
-def draw_class_maps(
-    classifier: VideoClassifier,
+def draw_maps(
+    compute: Callable[[str], ClipMap],
     videos: Sequence[str],
     out: str | os.PathLike[str],
     *,
-    label: int | None = None,
+    suffix: str,
     columns: int = 8,
 ) -> Visualized:
-    """Draw the positions of the middle clip of each video that raise the logit of a class.
+    """Draw a map of the middle clip of each video.
 
     Args:
-        classifier: the classifier.
+        compute: path -> map, such as ``load_encoder(...).attention_map``.
         videos: paths.
-        out: folder for ``NAME_class.png``, and for ``NAME_class.mp4`` if clips have more than one frame.
-        label: the class; None: the most probable one of each video.
+        out: folder for ``NAME_SUFFIX.png``, and for ``NAME_SUFFIX.mp4`` if clips have more than one frame.
+        suffix: end of the names.
         columns: maximum number of frames in an image.
 
     Raises:
-        UserError: there is no such class.
+        UserError: as ``compute``.
     """
     make_folder(out)
     result = Visualized([], [])
-    for video, output in zip(videos, output_paths(out, videos, CLASS_ENDING), strict=True):
+    for video, output in zip(videos, output_paths(out, videos, f"_{suffix}"), strict=True):
         try:
-            evidence = classifier.class_map(video, label=label)
+            clip_map = compute(video)
         except (VideoReadError, ShortVideoError) as error:
             result.failures.append(error)
             continue
-        title = f"{os.path.basename(video)}: {evidence.prediction.text}"
-        frames = evidence.frames.numpy()
-        heat = heat_frames(frames, evidence.values.numpy())
-        note = f"{100 * evidence.prediction.probability:.1f} %"
+        title = os.path.basename(video)
+        if isinstance(clip_map, ClassMap):
+            title = f"{title}: {clip_map.prediction.text}"
+        frames = clip_map.frames.numpy()
+        heat = heat_frames(frames, clip_map.values.numpy())
         result.written.append(_with_suffix(output, ".png"))
-        write_heat_picture(result.written[-1], frames, heat, title=title, note=note, columns=columns)
+        write_heat_picture(
+            result.written[-1],
+            frames,
+            heat,
+            title=title,
+            name=clip_map.name,
+            note=clip_map.note,
+            columns=columns,
+        )
         if len(frames) > 1:
             result.written.append(_with_suffix(output, ".mp4"))
             write_heat_film(result.written[-1], frames, heat)

@@ -31,11 +31,11 @@ from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.jobs.clip_settings import INHERITED
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
 from videomaskfeat.processes import Verbs
-from videomaskfeat.recipe import INHERITED
 from videomaskfeat.schemas import (
     CompareConfig,
     CompareSettings,

@@ -43,6 +43,7 @@ from videomaskfeat.inference.multiview import (
     evaluate_model,
     hold_videos,
 )
+from videomaskfeat.jobs.clip_settings import describe_inherited
 from videomaskfeat.losses import multi_label_cross_entropy, soft_cross_entropy
 from videomaskfeat.metrics.accuracy import (
     MultiLabelScore,
@@ -61,7 +62,6 @@ from videomaskfeat.recipe import (
     ClassifyRecipe,
     ClipRecipe,
     compare_levels,
-    describe_inherited,
     normalize,
 )
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig

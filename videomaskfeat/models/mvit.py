@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
-from videomaskfeat.models.kernels.attention import Relative, attention
+from videomaskfeat.models.kernels.attention import Relative, attention, attention_weights
 from videomaskfeat.models.kernels.pooling import Pool, pool_tokens
 from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
@@ -145,17 +145,28 @@ class PooledAttention(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
-        q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
+        q_grid = grid.pooled(self.q_stride)
         q_first, q, k, v = self._pooled_heads(tokens, grid)
-        offsets = self._offsets(q_grid, k_grid)  # of each axis [queries, keys, d]
-        codes = constant_table(_key_codes, k_grid, self.axes, self.prefix, device=k.device)  # [P+N", keys]
-        relative = Relative(q_first, offsets, codes.to(k.dtype))
         queries = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
+        relative = self._relative(q_first, grid, k)
         result = attention(queries, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
         if self.residual_pooling:
             first, rest = result.split([self.prefix, q_grid.size], dim=1)  # [B, P, M, d], [B, N', M, d]
             result = torch.cat([first, rest + q], dim=1)  # [B, P+N', M, d]
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
+
+    def weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
+        """The softmax of :meth:`forward`, [B, M, P+N', P+N"], and the grids of its queries and keys."""
+        q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
+        q_first, q, k, _ = self._pooled_heads(tokens, grid)
+        queries, relative = q.unflatten(1, q_grid.shape), self._relative(q_first, grid, k)
+        return attention_weights(queries, k * self.head_width**-0.5, relative), q_grid, k_grid
+
+    def _relative(self, q_first: Tensor, grid: TokenGrid, k: Tensor) -> Relative:
+        q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
+        offsets = self._offsets(q_grid, k_grid)  # of each axis [queries, keys, d]
+        codes = constant_table(_key_codes, k_grid, self.axes, self.prefix, device=k.device)  # [P+N", keys]
+        return Relative(q_first, offsets, codes.to(k.dtype))
 
     def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class token queries [B, P, M, d], grid queries [B, N', M, d], keys and values [B, P+N", M, d]."""
@@ -282,6 +293,10 @@ class MultiScaleBlock(nn.Module):
         normed = self.norm2(tokens)
         skip = self.proj(normed) if self.project_mlp_input else tokens
         return skip + self.drop_path(self.mlp(normed)), new_grid
+
+    def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
+        """Shares [B, M, P+N', P+N"] for tokens [B, P+N, D] on ``grid``; grids of queries and keys."""
+        return self.attn.weights(self.norm1(tokens), grid)
 
     def _pool_skip(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """The residual on the query grid, [B, P+N, D] -> [B, P+N', D]."""

@@ -14,7 +14,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
-from videomaskfeat.models.kernels.attention import attention, biased_attention
+from videomaskfeat.models.kernels.attention import attention, attention_weights, biased_attention
 from videomaskfeat.models.layers import Linear, Perceptron, check_transformer, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
 
@@ -146,12 +146,22 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D], a bias [M, N, N] of the scores, and a table of :func:`rotate` -> [B, N, D]."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)  # [B, N, M, d] each
+        q, k, v = self._heads(tokens, rotary)
+        if bias is None:
+            return self.proj(attention(q, k, v).flatten(2))
+        return self.proj(biased_attention(q, k, v, bias).flatten(2))
+
+    def weights(self, tokens: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+        """The softmax of :meth:`forward`, [B, M, N, N]."""
+        q, k, _ = self._heads(tokens, rotary)
+        return attention_weights(q, k, bias=bias)
+
+    def _heads(self, tokens: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, scaled, keys and values, [B, N, M, d] each."""
+        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        if bias is None:
-            return self.proj(attention(q * self.scale, k, v).flatten(2))
-        return self.proj(biased_attention(q * self.scale, k, v, bias).flatten(2))
+        return q * self.scale, k, v
 
 
 class Block(nn.Module):
@@ -200,11 +210,21 @@ class Block(nn.Module):
 
         ``at``: int64 [B, V], grid positions of tokens [B, P+V, D] that are only a part of the grid.
         """
-        (relative_bias,) = self._relative_bias
-        bias = None if relative_bias is None else relative_bias(grid)
-        rotary = self._rotary_table(tokens, grid, at) if self.rotary else None
+        bias, rotary = self._positions(tokens, grid, at)
         tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias, rotary), self.gamma_1))
         return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
+
+    def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
+        """Shares [B, M, P+N, P+N] for tokens [B, P+N, D] on ``grid``; grids of queries and keys."""
+        return self.attn.weights(self.norm1(tokens), *self._positions(tokens, grid, None)), grid, grid
+
+    def _positions(
+        self, tokens: Tensor, grid: TokenGrid, at: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """The bias and the rotary table of the attention; None without."""
+        (relative_bias,) = self._relative_bias
+        bias = None if relative_bias is None else relative_bias(grid)
+        return bias, self._rotary_table(tokens, grid, at) if self.rotary else None
 
     def _rotary_table(self, tokens: Tensor, grid: TokenGrid, at: Tensor | None) -> Tensor:
         """[2, P+N, d], or for a part of the grid [2, B, P+V, d]."""

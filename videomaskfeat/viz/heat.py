@@ -43,14 +43,18 @@ def write_heat_picture(
     heat: np.ndarray,
     *,
     title: str,
+    name: str,
     note: str,
     columns: int = 8,
 ) -> None:
-    """Write frames and heat, uint8 [T, H, W, 3], as two rows of a PNG file, at most ``columns`` of them."""
+    """Write frames and heat, uint8 [T, H, W, 3], as two rows of a PNG file, at most ``columns`` of them.
+
+    ``name`` and ``note`` are beside the row of the heat.
+    """
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(columns, len(frames))).round().astype(int))
     shown = [np.stack([_enlarge(one) for one in panels[chosen]]) for panels in (frames, heat)]
     size = f"{frames.shape[2]} x {frames.shape[1]} pixels"
-    rows = [Row("frames", size, shown[0]), Row("Grad-CAM", note, shown[1])]
+    rows = [Row("frames", size, shown[0]), Row(name, note, shown[1])]
     left = 150
     width = left + len(chosen) * (shown[0].shape[2] + GAP)
     labels = [Label(left, 28, title, size=21, bold=True, width=width - left)]

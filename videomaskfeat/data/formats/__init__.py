@@ -135,14 +135,26 @@ def _find_format(source: ListSource) -> ListFormat:
     return detected
 
 
+_LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl")
+
+
 def expand_folders(paths: Iterable[str], *, stills: bool) -> list[str]:
-    """Replace each folder by the videos below it; for ``stills`` see :func:`load_records`."""
+    """Replace each folder by the videos below it; for ``stills`` see :func:`load_records`.
+
+    Raises:
+        UserError: a folder has no videos, or a path is a list file.
+    """
     expanded: list[str] = []
     for path in paths:
         if is_folder(path):
             # A folder with the pictures of one video lists itself as ".".
             records = load_records(path, labels="no", stills=stills)
             expanded += [record.path.removesuffix(f"{os.sep}.") for record in records]
+        elif path.lower().endswith(_LIST_SUFFIXES) and is_file(path):
+            raise UserError(
+                f"{path} is a list file, not a video; give the videos themselves or a folder of videos "
+                "(`evaluate`, `extract-features` and the trainings read lists)"
+            )
         else:
             expanded.append(path)
     return expanded

@@ -64,6 +64,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
         return _attention_at_once(q, k, v) if few else _blocked_attention(q, k, v)
 
 
+def attention_weights(
+    q: Tensor, k: Tensor, relative: Relative | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """softmax(q k^T + bias), [B, M, N, N"]: the attention to one-hot values, so of the same kernels.
+
+    Args:
+        q, k, relative: as for :func:`attention`.
+        bias: as for :func:`biased_attention`, instead of ``relative``.
+    """
+    size = k.shape[1]
+    values = torch.eye(size, dtype=k.dtype, device=k.device)[None, :, None].expand(len(k), -1, k.shape[2], -1)
+    shares = attention(q, k, values, relative) if bias is None else biased_attention(q, k, values, bias)
+    return shares.transpose(1, 2)
+
+
 def biased_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v for a bias [M, N, N"] of any form; other arguments as for :func:`attention`."""
     q, k, v, bias = _in_autocast_type(q, k, v, bias)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from videomaskfeat import import_object
 from videomaskfeat.config import key, shipped_configs
 from videomaskfeat.errors import UserError
-from videomaskfeat.io import make_parent, whole_file
+from videomaskfeat.io import make_parent, open_file, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
@@ -122,6 +122,30 @@ def inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
     return inherited_settings(config, own)
 
 
+def choose_size(config: Any, size: str) -> tuple[str, str]:
+    """The name of the config's model in another size, and a line about it.
+
+    Raises:
+        UserError: the family of the model has no such size.
+    """
+    from videomaskfeat.models.zoo import arguments_of, model_of_size
+
+    name = model_of_size(config.model.name, size)
+    arguments = arguments_of(name)
+    frames, height, width = arguments["clip_size"]
+    decoder = ""
+    if "decoder_width" in arguments:
+        decoder = f", decoder of width {arguments['decoder_width']} and depth {arguments['decoder_depth']}"
+    line = (
+        f"size {size}: model.name is {name} (encoder of width {arguments['width']} and depth "
+        f"{arguments['depth']}{decoder}), made for clips of {frames}x{height}x{width}"
+    )
+    if (config.clip.frames, config.clip.crop) not in ((frames, height), (frames, [height, width])):
+        crop = height if height == width else [height, width]
+        line += f"; clip.frames={frames} clip.crop={crop} sets that size, the config has other clips"
+    return name, line
+
+
 def _exit_code(outcome: Any) -> int:
     """The exit code of a training that ended without an error.
 
@@ -139,6 +163,7 @@ def pretrain(config: PretrainConfig) -> int:
       videomaskfeat pretrain --config configs/pretrain/sample.yaml
       videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml \\
           data.train=k400/train.csv data.prefix=k400/videos run.folder=runs/s
+      videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml --size l ...
       torchrun --nproc-per-node=8 -m videomaskfeat pretrain --config ... run.folder=runs/s
       videomaskfeat pretrain --keys        every key, its default and its meaning
     """
@@ -203,7 +228,10 @@ def compare(config: CompareConfig) -> int:
     from videomaskfeat.jobs.compare import compare
 
     names = [name.strip() for names in config.compare.only for name in names.split(",") if name.strip()]
-    print(printable(f"report  {compare(config, targets=names)}"))
+    page = compare(config, targets=names)
+    with open_file(page.with_name("table.md")) as table:
+        print(printable(table.read().rstrip()))
+    print(printable(f"report  {page}"))
     return DONE
 
 
@@ -961,3 +989,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "doctor": doctor,
 }
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""
+TRAININGS = ("pretrain", "finetune", "detect-train", "train-tokenizer", "compare")
+"""Verbs that each have configs of their own."""
+SIZED = ("pretrain", "finetune", "detect-train", "plan")
+"""Verbs with ``--size``."""

@@ -25,6 +25,7 @@ from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.jobs.evaluate import Neighbors, evaluate
+from videomaskfeat.viz.evaluation import accuracy_text
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -60,9 +61,9 @@ def test_scores_and_accuracies_are_those_of_each_video_by_itself(
     assert result["mean_class"] == pytest.approx(mean_class(rows, labels))
     assert out.splitlines() == [
         "9 of 10 videos scored (3 x 3 views)",
-        f"top-1       {result['top1']:.2f} %",
-        f"top-5       {result['top5']:.2f} %",
-        f"mean class  {result['mean_class']:.2f} %",
+        f"top-1       {accuracy_text(result['top1'], 9, 7)}",
+        f"top-5       {accuracy_text(result['top5'], 9, 7, guesses=5)}",
+        f"mean class  {result['mean_class']:.2f} % (chance 14.3 %)",
         f"report      {tmp_path / 'out' / 'report.html'}",
     ]
 

@@ -22,7 +22,8 @@ from videomaskfeat.data.transforms import (
 from videomaskfeat.errors import UserError
 from videomaskfeat.masking import MASKS
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import load_model, read_state
+from videomaskfeat.models.loading import load_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe, read_classify_recipe, read_recipe
 from videomaskfeat.targets.hog import hog_features
 

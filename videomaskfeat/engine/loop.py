@@ -498,4 +498,5 @@ def _open_log(run: _Run[Any], folder: str | os.PathLike[str]) -> RunLog | nullco
         unit=run.options.unit,
         seconds_between_lines=run.options.seconds_between_lines,
         loggers=run.options.loggers,
+        evaluation_note=run.options.evaluation_note,
     )

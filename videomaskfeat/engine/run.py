@@ -37,8 +37,13 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.texts import read_yaml
 
 logger = logging.getLogger(__name__)
+
+
+# A section that only the configs of one training have.
+_JOBS = {"mask": "pretrain", "augment": "finetune", "boxes": "detect-train", "gumbel": "train-tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -119,9 +124,11 @@ class RunFolder:
         try:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
-            raise UserError(
-                f"{self.path} contains a run of another job or version ({error}); choose another run.folder"
-            ) from error
+            sections = read_yaml(config_path, what="a config") or {}
+            job = next((_JOBS[name] for name in _JOBS if name in sections), "")
+            kind = f"of {job}" if job and _JOBS.keys() & sections - vars(self._config).keys() else ""
+            kind = kind or f"of another job or version ({error})"
+            raise UserError(f"{self.path} contains a run {kind}; choose another run.folder") from error
         check_fingerprint(self.upgrade_fingerprint(flat(earlier)), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
@@ -278,6 +285,10 @@ class Run(ABC):
     def evaluate(self) -> dict[str, float]:
         """Metrics of the present weights, the same on every rank."""
         return {}
+
+    def evaluation_note(self, metrics: Mapping[str, float]) -> str:
+        """What the log adds to the metrics of :meth:`evaluate`, such as the chance level."""
+        return ""
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -471,6 +482,7 @@ class Run(ABC):
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
             loggers=tuple(run.loggers),
+            evaluation_note=self.evaluation_note,
         )
 
     def plan_of_training(self) -> list[str]:

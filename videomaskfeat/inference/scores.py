@@ -35,7 +35,13 @@ from videomaskfeat.metrics.accuracy import (
     predictions,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.viz.evaluation import ClassPrecision, ClassRow, ShownVideo, render_evaluation
+from videomaskfeat.viz.evaluation import (
+    ClassPrecision,
+    ClassRow,
+    ShownVideo,
+    accuracy_text,
+    render_evaluation,
+)
 
 KINDS = {
     "softmax": "probabilities",
@@ -518,9 +524,9 @@ def _format_result(
         lines.append(f"mAP         {result.mean_ap:.2f} % (random scores: {result.chance:.2f} %)")
     elif result is not None:
         lines += [
-            f"top-1       {result.top1:.2f} %",
-            f"top-5       {result.top5:.2f} %",
-            f"mean class  {result.mean_class:.2f} %",
+            f"top-1       {accuracy_text(result.top1, result.videos, scored.classes)}",
+            f"top-5       {accuracy_text(result.top5, result.videos, scored.classes, guesses=5)}",
+            f"mean class  {accuracy_text(result.mean_class, 0, scored.classes)}",
         ]
     if submission:
         missing = len(scored.failures)

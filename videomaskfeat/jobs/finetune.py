@@ -65,6 +65,7 @@ from videomaskfeat.recipe import (
     normalize,
 )
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
+from videomaskfeat.viz.evaluation import accuracy_text
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -168,6 +169,13 @@ class FinetuneRun(Run):
         """Accuracy, or mAP of a multi-label list, with one view per video."""
         return self.measure_sets(self.config.evaluate.weights, self.measure)
 
+    def evaluation_note(self, metrics: Mapping[str, float]) -> str:
+        """Chance level and 95 % interval of top-1, during the training."""
+        if self.lists.validation is None or "top1" not in metrics:
+            return ""
+        text = accuracy_text(metrics["top1"], len(self.lists.validation), self.lists.classes)
+        return text.partition(" % ")[2]
+
     def _accuracy(self) -> dict[str, float]:
         score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
         return {"top1": score.top1, "top5": score.top5}
@@ -257,12 +265,13 @@ class FinetuneRun(Run):
                 f"({summary['validation_best_map']:.2f} % with one view)",
             ]
         if "top1" in summary:
+            counts = summary["videos"], summary["classes"]
             lines += [
                 f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
                 f"{summary['videos']} of {summary['listed']} videos",
-                f"  top-1       {summary['top1']:.2f} %",
-                f"  top-5       {summary['top5']:.2f} %",
-                f"  mean class  {summary['mean_class']:.2f} %",
+                f"  top-1       {accuracy_text(summary['top1'], *counts)}",
+                f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
+                f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
@@ -327,7 +336,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     if names and data.classes and len(names) != data.classes:
         raise UserError(
             f"{names_path or data.train} has {len(names)} class names, but data.classes is "
-            f"{data.classes}; leave data.classes out, or give the names of these classes"
+            f"{data.classes}; set data.classes=0 (the number of names), or give the names of these classes"
         )
     if validation is not None and validation.is_multi_label != train.is_multi_label:
         raise UserError(

@@ -21,6 +21,7 @@ from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, compare_levels
 from videomaskfeat.schemas import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
+from videomaskfeat.viz.evaluation import accuracy_text
 
 if TYPE_CHECKING:
     from videomaskfeat.inference.probe import FeatureProbe
@@ -231,8 +232,10 @@ def final_lines(summary: Mapping[str, Any]) -> list[str]:
         videos = f"{summary[f'probe_videos{end}']} videos of {summary[f'probe_classes{end}']} classes"
         factor = f", {end[1:]}" if end else ""
         lines.append(f"frozen features{factor}, top-1 on {videos} (before training)")
+        counts = summary[f"probe_videos{end}"], summary[f"probe_classes{end}"]
         lines += [
-            f"  {name}  {summary[key + end]:.1f} %   ({summary[f'{key}{end}_untrained']:.1f} %)"
+            f"  {name}  {accuracy_text(summary[key + end], *counts)}   "
+            f"({summary[f'{key}{end}_untrained']:.1f} %)"
             for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
         ]
     return [*lines, f"no pictures: {summary['not_drawn']}"] if "not_drawn" in summary else lines

@@ -46,8 +46,8 @@ def test_size_option_chooses_the_model_and_says_so(caplog: pytest.LogCaptureFixt
     )
     assert config.model.name == "mae_vit_nano"
     assert (
-        "size nano: model.name is mae_vit_nano (encoder of width 96 and depth 6, decoder of width 64 and depth "
-        "2), made for clips of 8x64x64; clip.frames=8 clip.crop=64 sets that size" in caplog.text
+        "size nano: model.name is mae_vit_nano (encoder of width 96 and depth 6, decoder of width 64 and "
+        "depth 2), made for clips of 8x64x64; clip.frames=8 clip.crop=64 sets that size" in caplog.text
     )
     caplog.clear()
     config = CommandLine("finetune").read(["--size", "l"])
@@ -60,7 +60,7 @@ def test_size_option_chooses_the_model_and_says_so(caplog: pytest.LogCaptureFixt
 def test_config_of_another_verb_is_named(tmp_path: Path) -> None:
     """Every key of small_gpu.yaml for pre-training is also one of fine-tuning."""
     with pytest.raises(
-        UserError, match="pretrain/small_gpu is a config of pretrain.*use `videomaskfeat pretrain`"
+        UserError, match=r"pretrain/small_gpu is a config of pretrain.*use `videomaskfeat pretrain`"
     ):
         CommandLine("finetune").read(["--config", "pretrain/small_gpu"])
     (tmp_path / "mine.yaml").write_text("mask:\n  ratio: 0.5\n")

@@ -65,7 +65,7 @@ from videomaskfeat.recipe import (
     normalize,
 )
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
-from videomaskfeat.viz.evaluation import accuracy_text
+from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -272,10 +272,24 @@ class FinetuneRun(Run):
                 f"  top-1       {accuracy_text(summary['top1'], *counts)}",
                 f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
                 f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
+                *_advice(summary),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
         return lines
+
+
+def _advice(summary: Mapping[str, Any]) -> list[str]:
+    """What to try if the accuracy may be that of guesses."""
+    videos, classes = summary["videos"], summary["classes"]
+    low, _ = confidence_interval(summary["top1"] / 100, videos)
+    if low > 1 / classes:
+        return []
+    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
+    return [
+        f"advice      the interval of {counted(videos, 'video')} includes chance: {start}train longer "
+        "(optim.epochs), try optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
+    ]
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from videomaskfeat.inference.probe import FeatureProbe
 
 logger = logging.getLogger(__name__)
+_USUAL_STEPS = 1800  # after which small models were below the constant, see docs/design.md
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -207,6 +208,19 @@ def has_probe(config: ProbeConfig) -> bool:
     return bool(config.train or config.test or config.factors)
 
 
+def _advice(summary: Mapping[str, Any]) -> str:
+    """What to try after a run that ends above the best constant prediction."""
+    steps = int(summary.get("steps", 0))
+    longer = f"train longer: {steps} steps" if steps < _USUAL_STEPS else f"after {steps} steps"
+    remedy = (
+        f"of usually at least {_USUAL_STEPS} (run.extend=true with a larger optim.epochs continues this run)"
+        if steps < _USUAL_STEPS
+        else "try half of optim.learning_rate, a lower mask.ratio, or more videos; a training loss far "
+        "below the held-out loss means too few videos"
+    )
+    return f"advice      worse than a constant: {longer} {remedy}"
+
+
 def final_lines(summary: Mapping[str, Any]) -> list[str]:
     """The final lines of the log on loss and features."""
     lines = []
@@ -227,6 +241,8 @@ def final_lines(summary: Mapping[str, Any]) -> list[str]:
             name = "initial weights" if "initial_weights" in summary else "untrained model"
             lines.append(f"  {name}           {summary['heldout_untrained']:.5f}")
         lines.append(f"  trained model             {trained:.5f}{comparison}")
+        if constant is not None and trained > constant:
+            lines.append(_advice(summary))
     ends = [key.removeprefix("probe_classes") for key in summary if key.startswith("probe_classes")]
     for end in ends:
         videos = f"{summary[f'probe_videos{end}']} videos of {summary[f'probe_classes{end}']} classes"

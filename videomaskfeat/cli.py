@@ -389,8 +389,8 @@ def _stated_verb(path: str) -> str:
             head = file.read(_LONGEST_HEADER)
     except (UserError, UnicodeDecodeError, OSError):  # reading the config reports it
         return ""
-    found = re.search(r"^# Command:.*?videomaskfeat ([a-z-]+) --config ", head, re.MULTILINE)
-    return found.group(1) if found and found.group(1) in VERBS else ""
+    match = re.search(r"^# Command:.*?videomaskfeat ([a-z-]+) --config ", head, re.MULTILINE)
+    return match.group(1) if match and match.group(1) in VERBS else ""
 
 
 def _accepts(schema: type, path: str) -> bool:

@@ -148,7 +148,7 @@ def test_from_pretraining_to_features(sample: Path, tmp_path: Path, verb: Verb) 
     model = ["model.name=maskfeat_mvitv2_pico", stride, "mask.cell=[2,16,16]", "run.pictures=1"]
     for folder, crop in (("one", "32"), ("pair", "[32,32]"), ("wide", "[32,48]")):
         text = run(verb, "pretrain", *common, *model, f"clip.crop={crop}", f"run.folder={tmp_path / folder}")
-    assert "4 frames x stride 2, 32x48 pixels: 2x8x12 = 192 tokens" in text
+    assert "4 frames x stride 2, 32x48 pixels: 2x4x6 = 48 tokens" in text
     one, pair = (read_state(tmp_path / name / "weights.safetensors") for name in ("one", "pair"))
     assert all(torch.equal(one[name], pair[name]) for name in one)
     assert read_recipe(tmp_path / "wide/weights.safetensors").clip.crop == (32, 48)

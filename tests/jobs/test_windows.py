@@ -77,8 +77,8 @@ def nearest(shown: np.ndarray, time: float) -> int:
 def test_clip_of_a_window_is_the_one_cut_by_hand(videos: Path, name: str) -> None:
     """Frames nearest to 4 times, 2/30 s apart, around the middle of the window; bit for bit."""
     path = str(videos / name)
-    found = list(iter_window_clips(path, RECIPE, Windows(1.0, 0.4)))
-    times, clips = np.concatenate([one for one, _ in found]), torch.cat([one for _, one in found])
+    groups = list(iter_window_clips(path, RECIPE, Windows(1.0, 0.4)))
+    times, clips = np.concatenate([one for one, _ in groups]), torch.cat([one for _, one in groups])
     with open_video(path) as video:
         uneven = np.array(uneven_times(60)) / 1e3
         shown = np.arange(FRAMES) / 30 if name == "even.mp4" else uneven - uneven[0]

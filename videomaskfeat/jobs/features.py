@@ -171,22 +171,22 @@ def _extract_windows(
         for number, row in enumerate(own, start=1):
             try:
                 groups = iter_window_clips(records[row].path, recipe, windows, reader=encoder.machine.reader)
-                parts = [
+                outputs = [
                     (encoder.clip_features(clips, depth=depth, views=recipe.crops).numpy(), times)
                     for times, clips in groups
                 ]
             except VideoReadError as error:
                 failures[row] = error.cause
             else:
-                features, times = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+                features, times = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
                 folder.save(row, features, times)
             if progress is not None and distributed.is_main():
                 done = len(records) - len(rows) + number * distributed.world_size()
                 progress(min(done, len(records)), len(records))
         return failures
 
-    found = run_on_every_rank(work)
-    failures = {row: cause for own in found for row, cause in own.items()}
+    gathered = run_on_every_rank(work)
+    failures = {row: cause for own in gathered for row, cause in own.items()}
     count, width = distributed.run_on_main(lambda: folder.finish(failures))
     errors = [VideoReadError(records[row].path, cause) for row, cause in sorted(failures.items())]
     return Extracted(folder.path, (count, width), errors)

@@ -21,7 +21,6 @@ from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, compare_levels
 from videomaskfeat.schemas import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
-from videomaskfeat.viz.evaluation import accuracy_text
 
 if TYPE_CHECKING:
     from videomaskfeat.inference.probe import FeatureProbe
@@ -223,6 +222,8 @@ def _advice(summary: Mapping[str, Any]) -> str:
 
 def final_lines(summary: Mapping[str, Any]) -> list[str]:
     """The final lines of the log on loss and features."""
+    from videomaskfeat.viz.evaluation import accuracy_text
+
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]

@@ -138,6 +138,12 @@ def test_messages_of_troubleshooting_exist() -> None:
 SMALL_MVIT = {"depth": 2, "width": 8, "widen_at": [1], "q_pool_at": [1], "clip_size": (4, 32, 32)}
 SMALL_VIT = {"depth": 2, "width": 64, "heads": 1, "clip_size": (4, 32, 32)}
 SMALL_IMAGE = {**SMALL_VIT, "clip_size": (1, 32, 32)}
+IMAGE_STEM = {
+    "clip_size": (1, 32, 32),
+    "cube_kernel": (1, 7, 7),
+    "cube_stride": (1, 4, 4),
+    "cube_padding": (0, 3, 3),
+}
 DECODER = {"decoder_depth": 1, "decoder_width": 64, "decoder_heads": 1}
 MODELS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "MaskFeat on MViTv2, videos": ("maskfeat_mvitv2_s", {**SMALL_MVIT, "values_per_token": 27}),
@@ -145,10 +151,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]] | None] = {
     "MaskFeat on ViT, images": ("maskfeat_vit_s_image", SMALL_IMAGE),
     "MAE on ViT, videos": ("mae_vit_s", {**SMALL_VIT, **DECODER}),
     "MAE on ViT, images": ("mae_vit_s_image", {**SMALL_IMAGE, **DECODER}),
-    "classifier on MViTv2": ("mvitv2_s", SMALL_MVIT),
+    "classifier on MViTv2, videos": ("mvitv2_s", SMALL_MVIT),
+    "classifier on MViTv2, images": (
+        "mvitv2_s",
+        {**SMALL_MVIT, **IMAGE_STEM, "class_token": False, "head": "norm_mean"},
+    ),
     "classifier on ViT, videos": ("vit_s", SMALL_VIT),
     "classifier on ViT, images": ("vit_s_image", SMALL_IMAGE),
-    "action detectors": ("maskfeat_mvitv2_s_detector", SMALL_MVIT),
+    "action detector on MViTv2 or ViT": (
+        "maskfeat_mvitv2_s_detector",
+        {**SMALL_MVIT, "widen_in": "attention"},
+    ),
     "MViTv1, SlowFast, X3D, ResNets and other models": None,
 }
 """Row of the table in docs/how_to/come_from_pyslowfast.md -> a small model of ours, or None."""
@@ -198,9 +211,11 @@ def imports(name: str, folder: Path) -> bool:
             "PATCH_PADDING": [0, 0],
         }
         options["DATA"]["NUM_FRAMES"] = 1
-    elif name == "action detectors":
-        options = slowfast_options(small_model("classifier on MViTv2"))
-        options["DETECTION"] = {"ENABLE": True}
+    elif name == "action detector on MViTv2 or ViT":
+        options = slowfast_options(small_model("classifier on MViTv2, videos"))
+        options["DETECTION"] = {"ENABLE": True, "SPATIAL_SCALE_FACTOR": 8}
+        options["MODEL"] |= {"NUM_CLASSES": 80, "HEAD_ACT": "sigmoid"}
+        state = small_model(name).state_dict()
     else:
         options = {"MODEL": {"MODEL_NAME": "SlowFast", "ARCH": "slowfast"}}
     torch.save({"model_state": state}, checkpoint)

@@ -21,7 +21,7 @@ def test_code_of_the_page_runs(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     codes = blocks(ROOT / "docs" / "library.md", "python")
-    assert len(codes) == 6
+    assert len(codes) == 7
     for code in codes:
         exec(compile(code, "library.md", "exec"), names)
         if "top-1" in code:  # the loop, with its data sets, is short

@@ -212,7 +212,12 @@ def config_text(config: Any) -> str:
 
 def flat(config: Any) -> dict[str, Any]:
     """The config as one flat dict, ``section.key`` -> plain value."""
-    return dict(_leaves(dataclasses.asdict(config), ""))
+    return flat_values(dataclasses.asdict(config))
+
+
+def flat_values(tree: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, such as the content of a config file, as one flat dict."""
+    return dict(_leaves(tree, ""))
 
 
 def _leaves(tree: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

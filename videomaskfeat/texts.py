@@ -210,7 +210,7 @@ def json_rows(path: str | os.PathLike[str], *, what: str) -> Iterator[dict[str, 
         yield row if isinstance(row, dict) else None
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str, *, last_key: bool = False) -> Any:
     """Parse YAML to plain data: mappings with text keys, lists, text, numbers, booleans and None.
 
     Depth and aliases are counted before the document is built: libyaml crashes on deep nesting.
@@ -218,6 +218,7 @@ def parse_yaml(text: str, name: str) -> Any:
     Args:
         text: one document.
         name: name of the file or argument, for messages.
+        last_key: of a repeated key, take the last value, as PyYAML does, instead of an error.
 
     Raises:
         UserError: not YAML, a tag of another type, a repeated key or one that is not text, more than 16
@@ -226,7 +227,9 @@ def parse_yaml(text: str, name: str) -> Any:
     if len(text) > YAML_BYTES:
         raise UserError(f"{name} has {len(text)} characters; YAML may have {YAML_BYTES} at most")
     # libyaml rejects the escapes of lone surrogates, which represent bytes of file names that are not UTF-8.
-    loader = _PlainLoader if re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text) else _FastLoader
+    loader: Any = _PlainLoader if re.search(r"\\[uU](?:0000)?[dD][89a-fA-F]", text) else _FastLoader
+    if last_key:
+        loader = type(loader.__name__, (loader,), {"last_key": True})
     try:
         _check_events(text, name, loader)
         return yaml.load(text, Loader=loader)
@@ -241,9 +244,9 @@ def parse_yaml(text: str, name: str) -> Any:
         raise UserError(f"{name}: not valid YAML: {str(error).strip().splitlines()[0]}") from error
 
 
-def read_yaml(path: str | os.PathLike[str], *, what: str = "a YAML file") -> Any:
+def read_yaml(path: str | os.PathLike[str], *, what: str = "a YAML file", last_key: bool = False) -> Any:
     """The data of a YAML file; see :func:`read_text` and :func:`parse_yaml`."""
-    return parse_yaml(read_text(path, what=what, limit=YAML_BYTES), os.fspath(path))
+    return parse_yaml(read_text(path, what=what, limit=YAML_BYTES), os.fspath(path), last_key=last_key)
 
 
 def dump_yaml(plain: Any) -> str:
@@ -432,7 +435,7 @@ def _construct_mapping(loader: Any, node: yaml.Node) -> Iterator[dict[str, Any]]
             raise _constructor_error(
                 f"the key {name} is not text; put it in double quotes, or correct it", key
             )
-        if value in keys:
+        if value in keys and not getattr(loader, "last_key", False):
             raise _constructor_error(f"the key {show_text(value)!r} is repeated; keep one", key)
         keys.add(value)
     result: dict[str, Any] = {}

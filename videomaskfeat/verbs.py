@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from videomaskfeat import import_object
 from videomaskfeat.config import key, shipped_configs
 from videomaskfeat.errors import UserError
+from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, open_file, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
@@ -24,6 +25,7 @@ from videomaskfeat.schemas import (
     LABELS,
     LIST_FORMATS,
     MASK_KINDS,
+    PRESETS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
@@ -671,7 +673,7 @@ class ImportOptions:
     """files"""
 
     config: str = key("", "config (YAML) of PySlowFast", required="MVITv2_S_16x4.yaml")
-    checkpoint: str = key("", "checkpoint of PySlowFast", required="MViTv2_S_16x4_k400.pyth")
+    checkpoint: str | None = key(None, "its checkpoint", null="the config alone is imported")
     out: str = key("", "folder for weights.safetensors, config.yaml, import.json", positional=True)
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key(
@@ -680,8 +682,9 @@ class ImportOptions:
 
 
 def import_slowfast(options: ImportOptions) -> int:
-    """Convert a PySlowFast YAML and checkpoint (MaskFeat, MViTv2) into a weights file and a config.
+    """Convert a PySlowFast YAML, and its checkpoint if given, into a config and a weights file.
 
+      videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml zoo/training      the training alone
       videomaskfeat import-slowfast --config MVITv2_S_16x4.yaml --checkpoint MViTv2_S_16x4_k400.pyth zoo/s
       videomaskfeat import-slowfast --config k400_MVITv2_S_16x4_FT.yaml --checkpoint s.pyth zoo/s_ft \\
           --class-names kinetics400_names.txt
@@ -693,6 +696,15 @@ def import_slowfast(options: ImportOptions) -> int:
     files = arguments.pop("config"), arguments.pop("checkpoint")
     print(printable(import_slowfast(*files, **arguments).text()))
     return DONE
+
+
+import_slowfast.__doc__ = f"{inspect.cleandoc(import_slowfast.__doc__ or '')}\n\n" + "\n".join(
+    ["models, and whether they are imported and exported:"]
+    + [
+        f"  {name:48} {'yes' if read else 'no':3}  {'yes' if write else 'no'}"
+        for name, read, write in SUPPORTED
+    ]
+)
 
 
 @dataclass
@@ -845,6 +857,43 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
+class PrepareVideosOptions(ListOptions):
+    """files"""
+
+    list: str = key("", "list file or folder", positional=True)
+    out: str = key("", "folder for videos/ and the new list", required="prepared")
+    short_side: int | None = key(
+        256, "maximum short side of a frame", unit="pixels", least=16, null="as in the source"
+    )
+    fps: float | None = key(None, "frame rate", unit="frames per second", above=0, null="as in the source")
+    keyframe_interval: int = key(12, "maximum number of frames between key frames", least=1)
+    crf: int = key(20, "quality of x264, 0 (lossless) to 51", least=0, greatest=51)
+    preset: str = key("veryfast", "speed preset of x264", choices=PRESETS)
+    workers: int = key(os.cpu_count() or 1, "number of processes", least=1)
+    read_seconds: float = key(
+        120.0, "time without progress on one video after which it is left out", unit="seconds", above=0
+    )
+
+
+def prepare_videos(options: PrepareVideosOptions) -> int:
+    """Re-encode videos for fast reading: small frames, short groups of pictures, a constant rate, no sound.
+
+    videomaskfeat prepare-videos k400/train.csv --prefix k400/videos --out k400_256
+    videomaskfeat prepare-videos my_videos/ --out small --short-side 128 --fps 15
+    """
+    from videomaskfeat.data.prepare import Encoding
+    from videomaskfeat.jobs.prepare_videos import prepare_videos
+
+    with progress("preparing videos") as update:
+        arguments = _as_arguments(options, {"encoding": Encoding}, list="path")
+        prepared = prepare_videos(**arguments, progress=update)
+    print(printable(prepared.text()))
+    return report_failures(
+        "prepare-videos", (f"{path}: {cause}" for path, cause in prepared.failures.items())
+    )
+
+
+@dataclass
 class MakeListsOptions:
     """files"""
 
@@ -983,6 +1032,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "sample-data": sample_data,
     "make-lists": make_lists,
+    "prepare-videos": prepare_videos,
     "check-data": check_data,
     "configs": configs,
     "models": models,

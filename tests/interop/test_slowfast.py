@@ -23,7 +23,7 @@ from videomaskfeat.interop.slowfast_keys import (
     NO_EFFECT,
     PRETRAINING,
 )
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskFeat
@@ -204,7 +204,10 @@ REFUSED: dict[Path, list[tuple[dict[str, Any], str]]] = {
             {"MODEL.MODEL_NAME": "SlowFast"},
             "MODEL_NAME 'SlowFast' .*is not supported; supported names: MaskMViT",
         ),
-        ({"MVIT.PATCH_2D": True}, "MVIT.PATCH_2D True is not supported with pooling"),
+        (
+            {"MVIT.PATCH_2D": True, "DATA.NUM_FRAMES": 1},
+            "MVIT.PATCH_2D True is not supported with pooling .* in pre-training",
+        ),
         ({"MASK.ENABLE": False}, "MASK.ENABLE is False, but MaskFeat pre-training supports only True"),
         (
             {"MASK.PRED_HOG": False, "MASK.TIME_STRIDE_LOSS": False},
@@ -244,14 +247,13 @@ REFUSED: dict[Path, list[tuple[dict[str, Any], str]]] = {
     ],
     KINETICS: [
         ({"MODEL.HEAD_ACT": "sigmoid"}, "MODEL.HEAD_ACT 'sigmoid' is not supported"),
-        (
-            {"MVIT.CLS_EMBED_ON": False},
-            "MVIT.CLS_EMBED_ON False is supported only with MVIT.USE_MEAN_POOLING True",
-        ),
-        ({"DETECTION.ENABLE": True}, "DETECTION.ENABLE True is not supported"),
+        ({"DETECTION.ENABLE": True}, "MODEL.HEAD_ACT is 'softmax', but action detection supports only"),
         ({"CONTRASTIVE.NUM_MLP_LAYERS": 2}, "CONTRASTIVE.NUM_MLP_LAYERS 2 is not supported; only 1 is"),
         ({"MVIT.NORM_STEM": True}, "MVIT.NORM_STEM True is not supported"),
-        ({"MVIT.POOL_KV_STRIDE": [[0, 1, 8, 8]]}, r"MVIT.POOL_KV_STRIDE \[\[0, 1, 8, 8\]\] is not supported"),
+        (
+            {"MVIT.POOL_KV_STRIDE": [[0, 1, 8, 8]], "MVIT.POOL_KV_STRIDE_ADAPTIVE": ...},
+            r"MVIT.POOL_KV_STRIDE \[\(0, 1, 8, 8\)\] must list each block once",
+        ),
         ({"DATA.NUM_FRAME": 16}, "unknown key DATA.NUM_FRAME; did you mean 'DATA.NUM_FRAMES'"),
         ({"TEST.NUM_VIEWS": 16}, "unknown key TEST.NUM_VIEWS"),
         ({"DATA.MEAN": [0.45]}, r"DATA.MEAN \[0.45\] must be 3 numbers"),

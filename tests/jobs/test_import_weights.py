@@ -214,10 +214,10 @@ def test_public_pre_training_of_full_size_is_imported(tmp_path: Path, golden: Pa
     assert PretrainRecipe.of(config) == recipe
     assert (recipe.mask.kind, recipe.mask.ratio, recipe.mask.cell) == ("cube", 0.4, (2, 32, 32))
     assert (recipe.clip.frames, recipe.clip.stride, recipe.clip.crop) == (16, 4, 224)
-    # The published pre-training is the default of this package, except for its size.
+    # The published model, clips, mask and target are the defaults of this package, except for its size.
     keys = yaml.safe_load(outcome.config.read_text())
-    name_of_large = {} if size == "S" else {"name": "maskfeat_mvitv2_l"}
-    assert keys == ({"model": name_of_large} if name_of_large else {})
+    assert keys.get("model", {}) == ({} if size == "S" else {"name": "maskfeat_mvitv2_l"})
+    assert not {"mask", "target"} & keys.keys()
     if size == "S":
         names = json.loads((golden / "protocol.json").read_text())["param_groups_pretrain_s"]
         assert load_model(outcome.weights).state_dict().keys() == names.keys()
@@ -273,14 +273,14 @@ def test_verb_prints_the_use_of_all_weights_and_keys(
     assert cli.main([str(argument) for argument in arguments]) == 0
     text = capsys.readouterr().out
     assert text.startswith("classification\nloaded     107  cls_token, ")
-    assert "\n  SOLVER       BASE_LR, BASE_LR_SCALE_NUM_SHARDS, " in text
-    assert "\n  (top)        NUM_GPUS, " in text
+    assert "\nkeys without an equal here:\n  " in text
+    assert "\n  NUM_GPUS: torchrun starts the processes\n" in text
     assert "the weights of the stem are flipped from BGR to RGB" in text
     assert text.endswith(f"weights  {out}/weights.safetensors\nconfig   {out}/config.yaml\n")
     assert read_classify_recipe(out / "weights.safetensors").class_names[6] == "class number 6"
     report = json.loads((out / "import.json").read_text())
     assert len(report["weights"]["loaded"]) == 107
-    assert "SOLVER.BASE_LR" in report["ignored_keys"]
+    assert report["unequal"]["OUTPUT_DIR"] == "set run.folder"
     assert cli.main([str(argument) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert "out/weights.safetensors exists already; give another folder" in error
@@ -289,7 +289,10 @@ def test_verb_prints_the_use_of_all_weights_and_keys(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"TEST.DATASET": "charades"}, "TEST.DATASET 'charades' is not supported, only kinetics and ssv2"),
+        (
+            {"TEST.DATASET": "charades"},
+            "TEST.DATASET 'charades' is not supported, only kinetics, ssv2, imagenet",
+        ),
         ({"DATA.MULTI_LABEL": True}, "DATA.MULTI_LABEL True is not supported, only False"),
         ({"DATA.ENSEMBLE_METHOD": "max"}, "DATA.ENSEMBLE_METHOD 'max' is not supported, only 'sum'"),
         ({"DATA.USE_OFFSET_SAMPLING": False}, "DATA.USE_OFFSET_SAMPLING False is not supported"),

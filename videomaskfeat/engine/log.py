@@ -54,6 +54,9 @@ class StepLogger(ABC):
     def write(self, record: Record, step: int) -> None:
         """Log the record of a step."""
 
+    def write_pictures(self, pictures: Sequence[Path], step: int) -> None:  # noqa: B027 - not all show them
+        """Log the PNG files of the run, drawn after the last step; called on a new instance."""
+
     def close(self) -> None:  # noqa: B027 - most loggers write at once
         """Called at the end of the run, also after an error."""
 
@@ -72,6 +75,26 @@ def open_logger(name: str, folder: Path, first_step: int) -> StepLogger:
         raise
     except Exception as error:  # the user's own code can raise anything
         raise PlugInFailed(f"run.loggers {name!r} failed: {type(error).__name__}: {error}") from error
+
+
+def log_pictures(names: Sequence[str], folder: Path, step: int) -> None:
+    """Pass the pictures of a finished run, ``pictures/*.png``, to the loggers that show pictures.
+
+    Args:
+        names: names of loggers, see :func:`open_logger`.
+        folder: the run folder.
+        step: last step of the run.
+    """
+    pictures = sorted((folder / "pictures").glob("*.png"))
+    for name in names if pictures else ():
+        build = find_class("run.loggers", name, LOGGERS, StepLogger)
+        if build.write_pictures is StepLogger.write_pictures:
+            continue
+        try:
+            with closing(open_logger(name, folder, step)) as one:
+                one.write_pictures(pictures, step)
+        except OSError as error:
+            logger.warning("run.loggers: %s has no pictures (%s)", name, error)
 
 
 class RunLog:
@@ -354,6 +377,16 @@ class TensorBoard(StepLogger):
         ]
         self._add(step=step, summary=self._summary(value=values))
 
+    def write_pictures(self, pictures: Sequence[Path], step: int) -> None:
+        for path in pictures:
+            content = path.read_bytes()
+            width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))  # of a PNG
+            image = self._summary.Image(
+                height=height, width=width, colorspace=3, encoded_image_string=content
+            )
+            value = self._summary.Value(tag=f"pictures/{path.stem}", image=image)
+            self._add(step=step, summary=self._summary(value=[value]))
+
     def close(self) -> None:
         self._file.close()
 
@@ -364,5 +397,9 @@ class TensorBoard(StepLogger):
 
 _BOARDS = itertools.count()  # event files of this process
 
-LOGGERS: dict[str, str] = {"tensorboard": "videomaskfeat.engine.log:TensorBoard"}
+LOGGERS: dict[str, str] = {
+    "tensorboard": "videomaskfeat.engine.log:TensorBoard",
+    "wandb": "videomaskfeat.engine.services:WeightsAndBiases",
+    "mlflow": "videomaskfeat.engine.services:MLflow",
+}
 """Loggers by name in ``run.loggers``, as "module:class"."""

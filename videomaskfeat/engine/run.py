@@ -23,6 +23,7 @@ from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
+from videomaskfeat.engine.log import log_pictures
 from videomaskfeat.engine.loop import TrainResult, count_steps, train
 from videomaskfeat.engine.optim import (
     CosineRamp,
@@ -423,6 +424,7 @@ class Run(ABC):
         if self.unreadable is not None:
             self.folder.write_failures("heldout_failures.jsonl", self.unreadable)
         lines = self.conclude(summary)
+        log_pictures(self.config.run.loggers, self.path, summary["steps"])
         lines += [f"checkpoint  {summary['checkpoint']}", f"weights     {summary['weights']}"]
         self.folder.log("\n".join([*lines, f"report      {report(self.path)}"]))
 

@@ -1,10 +1,19 @@
 """Configs, checkpoints and models of other projects and formats."""
 
-from functools import partial
+from __future__ import annotations
 
-from videomaskfeat import import_submodule
-from videomaskfeat.interop.slowfast import Imported, load_slowfast
+from typing import TYPE_CHECKING, Any
 
-__getattr__ = partial(import_submodule, __name__)
+from videomaskfeat import import_object, import_submodule
+
+if TYPE_CHECKING:  # the types of the names that __getattr__ imports
+    from videomaskfeat.interop.slowfast import Imported as Imported
+    from videomaskfeat.interop.slowfast import load_slowfast as load_slowfast
 
 __all__ = ["Imported", "load_slowfast"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Imported", "load_slowfast"):
+        return import_object(f"videomaskfeat.interop.slowfast:{name}")
+    return import_submodule(__name__, name)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
@@ -14,17 +15,18 @@ from videomaskfeat.interop.slowfast_keys import (
     CLASSIFICATION,
     CLIP,
     DECODER,
+    DETECTION,
     ENCODER,
     PRETRAINING,
     Options,
     read_yaml,
     typed_options,
 )
-from videomaskfeat.models import create_unset
-from videomaskfeat.models.encoder_base import Triple, as_clips, as_triple
+from videomaskfeat.interop.slowfast_training import Task, Training, translate_training
+from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, as_triple
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_weights
-from videomaskfeat.models.zoo import DENSE_FORM, MODELS
+from videomaskfeat.models.zoo import DENSE_FORM, MODELS, create_model_from
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
@@ -36,6 +38,7 @@ _HOG_BINS = 9
 # If all of these keys are empty, PySlowFast's MViT is a plain vision transformer.
 _POOLING = (
     "MVIT.POOL_Q_STRIDE",
+    "MVIT.POOL_KV_STRIDE",
     "MVIT.POOL_KV_STRIDE_ADAPTIVE",
     "MVIT.POOL_KVQ_KERNEL",
     "MVIT.DIM_MUL",
@@ -52,6 +55,8 @@ NAMES: dict[tuple[str, str], tuple[str, ...]] = {
     ("classification", "mlp"): ("maskfeat_mvitv2_s_classifier", "maskfeat_mvitv2_l_classifier"),
     ("classification", "plain"): tuple(f"vit_{size}" for size in _SIZES),
     ("classification", "image"): tuple(f"vit_{size}_image" for size in _SIZES),
+    ("detection", "pooling"): ("maskfeat_mvitv2_s_detector", "maskfeat_mvitv2_l_detector"),
+    ("detection", "plain"): tuple(f"vit_{size}_detector" for size in _SIZES),
 }
 """Our model names by (task, kind of encoder), the first is the default; "mlp" pools and widens in its
 MLPs.
@@ -64,7 +69,8 @@ class ClipFacts:
 
     Attributes:
         recipe: clips and views, as far as we support them; mean and std are in RGB order.
-        dataset: PySlowFast's name of the data set in lower case: "kinetics", "ssv2" or another.
+        dataset: PySlowFast's name of the data set in lower case: "kinetics", "ssv2", "imagenet", "ava" or
+            another.
         flip: whether training clips are flipped.
         channels: "rgb" or "bgr", the model's channel order.
         view_counts: all numbers of views to test; the recipe has the largest.
@@ -141,11 +147,13 @@ class Imported:
 
     Attributes:
         model: for pre-training ``model(clips, mask) -> predictions [B, t, h, w, K]``, for classification
-            ``model(clips) -> logits [B, L]``. An image model accepts images [B, C, H, W] with a mask [B, h,
+            ``model(clips) -> logits [B, L]``, for action detection ``model(clips, boxes [R, 5]) -> logits
+            [R, L]``. An image model accepts images [B, C, H, W] with a mask [B, h,
             w], and predicts [B, h, w, K]; it also accepts clips of one frame.
-        target: ``target(clips) -> [B, t, h, w, K]``, for images [B, h, w, K]; None for a classifier.
+        target: ``target(clips) -> [B, t, h, w, K]``, for images [B, h, w, K]; None without pre-training.
         report: loaded weights and ignored keys.
-        clip, mask: clips, test protocol and masks; mask is None for a classifier.
+        clip, mask: clips, test protocol and masks; mask is None without pre-training.
+        training: training keys as keys of our configs.
     """
 
     model: nn.Module
@@ -153,6 +161,7 @@ class Imported:
     report: ImportReport
     clip: ClipFacts
     mask: MaskFacts | None
+    training: Training
 
 
 def load_slowfast(
@@ -160,9 +169,10 @@ def load_slowfast(
 ) -> Imported:
     """Build the model of a PySlowFast YAML and load its checkpoint (``.pyth``).
 
-    Supported are MViTv2 and plain vision transformers, the latter also for images (``MVIT.PATCH_2D``), in
-    pre-training with mask tokens (``MODEL.MODEL_NAME: MaskMViT``, HOG or pixels) and classification
-    (``MViT``), and masked autoencoders for video (``MASK.MAE_ON``). Any other option that would change the
+    Supported are MViTv2 and plain vision transformers, also for images (``MVIT.PATCH_2D``), in pre-training
+    with mask tokens (``MODEL.MODEL_NAME: MaskMViT``, HOG or pixels; images on a ViT only), classification
+    (``MViT``) and action detection (``DETECTION.ENABLE``), and masked autoencoders for video
+    (``MASK.MAE_ON``). Any other option that would change the
     model is an error. All keys are listed in :mod:`~videomaskfeat.interop.slowfast_keys`.
 
     Args:
@@ -178,6 +188,23 @@ def load_slowfast(
         UserError: a file is missing or damaged, an option is unknown or unsupported, or the weights do not
             fit the YAML.
     """
+    described, allow_unused = _describe(config_path)
+    model = described.model.to_empty(device="cpu")
+    weights = load_weights(model, checkpoint_path, key=weights_key, allow_unused=allow_unused)
+    return replace(described, model=model.eval(), report=replace(described.report, weights=weights))
+
+
+def describe_slowfast(config_path: str | os.PathLike[str]) -> Imported:
+    """:func:`load_slowfast` without a checkpoint: the model is on torch's "meta" device, without weights.
+
+    Raises:
+        UserError: as :func:`load_slowfast`, for the YAML.
+    """
+    return _describe(config_path)[0]
+
+
+def _describe(config_path: str | os.PathLike[str]) -> tuple[Imported, tuple[str, ...]]:
+    """The content of a YAML, and the weights that its checkpoint may have in excess."""
     path = os.fspath(config_path)
     written = read_yaml(path)
     reader = _reader_of(path, written)
@@ -188,14 +215,15 @@ def load_slowfast(
                 f"{path}: {key} is {options[key]!r}, but {reader.kind} supports only {required!r}"
             )
     model, target = reader.build(options)
-    weights = load_weights(model, checkpoint_path, key=weights_key, allow_unused=reader.allow_unused)
-    return Imported(
-        model.eval(),
+    described = Imported(
+        model,
         ImageTarget(target) if target is not None and options["MVIT.PATCH_2D"] else target,
-        ImportReport(reader.kind, weights, ignored),
+        ImportReport(reader.kind, LoadReport((), (), (), ()), ignored),
         clip_facts(options),
         None if target is None else mask_facts(options),
+        translate_training(path, written, options, task=reader.task),
     )
+    return described, reader.allow_unused
 
 
 @dataclass(frozen=True)
@@ -206,6 +234,7 @@ class _Reader:
     keys: Mapping[str, Any]
     required: Mapping[str, Any]
     build: Callable[[Options], tuple[nn.Module, Target | None]]
+    task: Task
     allow_unused: tuple[str, ...] = ()
 
 
@@ -216,18 +245,31 @@ def _reader_of(path: str, written: Mapping[str, Any]) -> _Reader:
             "trained with"
         )
     name = written.get("MODEL.MODEL_NAME", "SlowFast")
-    if not isinstance(name, str) or name not in _READERS:
+    if not isinstance(name, str) or name not in _MODEL_NAMES:
         architecture = written.get("MODEL.ARCH")
         detail = f" (MODEL.ARCH {show_text(repr(architecture))})" if architecture else ""
         raise UserError(
             f"{path}: MODEL.MODEL_NAME {show_text(repr(name))}{detail} is not supported; supported names: "
-            + ", ".join(f"{key} ({reader.kind})" for key, reader in _READERS.items() if key != "MAE")
+            + ", ".join(f"{key} ({_READERS[key].kind})" for key in _MODEL_NAMES)
         )
-    return _READERS["MAE" if name == "MaskMViT" and written.get("MASK.MAE_ON") is True else name]
+    if name == "MaskMViT":
+        return _READERS["MAE" if written.get("MASK.MAE_ON") is True else name]
+    return _READERS["AVA" if written.get("DETECTION.ENABLE") is True else name]
+
+
+def _create_meta(name: str, **arguments: Any) -> Encoder:
+    """A named model on torch's "meta" device."""
+    with torch.device("meta"):
+        return create_model_from(name, arguments)
 
 
 def _build_maskfeat(options: Options) -> tuple[nn.Module, Target]:
     """A mask-token model on MViTv2 or a vision transformer, with the HOG or the pixel target."""
+    if options["MVIT.PATCH_2D"] and not is_plain(options):
+        raise UserError(
+            f"{options.path}: MVIT.PATCH_2D True is not supported with pooling (MVIT.POOL_Q_STRIDE) in "
+            "pre-training; use a plain vision transformer"
+        )
     encoder = _shortened(options, encoder_arguments(options))
     output_stride = encoder["cube_stride"]
     if not is_plain(options):
@@ -240,7 +282,7 @@ def _build_maskfeat(options: Options) -> tuple[nn.Module, Target]:
     else:
         target = _pixels(options, output_stride)
     name = _nearest_name("pre-training", options, encoder)
-    return create_unset(name, **encoder, values_per_token=target.values_per_token), target
+    return _create_meta(name, **encoder, values_per_token=target.values_per_token), target
 
 
 def _build_mae(options: Options) -> tuple[nn.Module, Target]:
@@ -251,14 +293,34 @@ def _build_mae(options: Options) -> tuple[nn.Module, Target]:
     target = _pixels(options, encoder["cube_stride"])
     decoder = _decoder_arguments(options)
     name = _nearest_name("MAE", options, encoder)
-    return create_unset(name, **encoder, **decoder, values_per_token=target.values_per_token), target
+    return _create_meta(name, **encoder, **decoder, values_per_token=target.values_per_token), target
 
 
 def _build_classifier(options: Options) -> tuple[nn.Module, None]:
     """A classifier on MViTv2, in MaskFeat's or the supervised form, or on a vision transformer."""
     encoder = encoder_arguments(options)
     head = _head_arguments(options)
-    return create_unset(_nearest_name("classification", options, encoder), **encoder, **head), None
+    return _create_meta(_nearest_name("classification", options, encoder), **encoder, **head), None
+
+
+def _build_detector(options: Options) -> tuple[nn.Module, None]:
+    """An action detector on MViTv2 or a vision transformer, without scene features."""
+    encoder = encoder_arguments(options)
+    model = _create_meta(
+        _nearest_name("detection", options, encoder),
+        **encoder,
+        classes=options["MODEL.NUM_CLASSES"],
+        bins=options["DETECTION.ROI_XFORM_RESOLUTION"],
+        dropout=options["MODEL.DROPOUT_RATE"],
+        head_scale=options["MVIT.HEAD_INIT_SCALE"],
+    )
+    scale = options["DETECTION.SPATIAL_SCALE_FACTOR"]
+    if model.output_stride[1] != scale:
+        raise UserError(
+            f"{options.path}: DETECTION.SPATIAL_SCALE_FACTOR {scale} must be the pixels per cell of the last "
+            f"block, {model.output_stride[1]}; in MVIT.POOL_Q_STRIDE, the last pooling may have stride 1"
+        )
+    return model, None
 
 
 def _nearest_name(task: str, options: Options, encoder: Mapping[str, Any]) -> str:
@@ -304,6 +366,7 @@ _READERS = {
             "MASK.HEAD_TYPE": "separate",
         },
         build=_build_maskfeat,
+        task="pretrain",
         # PySlowFast's checkpoints contain the Sobel kernels of its HOG layer; ours are part of the target.
         allow_unused=("hogs.*.weight_x", "hogs.*.weight_y"),
     ),
@@ -317,14 +380,24 @@ _READERS = {
             "MASK.HEAD_TYPE": "separate_xformer",
         },
         build=_build_mae,
+        task="pretrain",
     ),
     "MViT": _Reader(
         kind="classification",
         keys={**ENCODER, **CLASSIFICATION, **CLIP},
         required={},
         build=_build_classifier,
+        task="finetune",
+    ),
+    "AVA": _Reader(
+        kind="action detection",
+        keys={**ENCODER, **CLASSIFICATION, **DETECTION, **CLIP},
+        required={"DETECTION.ALIGNED": True, "MODEL.HEAD_ACT": "sigmoid", "MVIT.PATCH_2D": False},
+        build=_build_detector,
+        task="detect",
     ),
 }
+_MODEL_NAMES = ("MaskMViT", "MViT")
 
 
 def is_plain(options: Options) -> bool:
@@ -368,12 +441,7 @@ def encoder_arguments(options: Options) -> dict[str, Any]:
     }
     if is_plain(options):
         return {**common, "cube_stride": _cubes(options)}
-    if options["MVIT.PATCH_2D"]:
-        raise UserError(
-            f"{options.path}: MVIT.PATCH_2D True is not supported with "
-            f"pooling (MVIT.POOL_Q_STRIDE); an image model "
-            "must be a plain vision transformer"
-        )
+    _check_frames(options)
     q_pool_at, q_pool_stride = _query_pooling(options)
     return {
         **common,
@@ -381,11 +449,11 @@ def encoder_arguments(options: Options) -> dict[str, Any]:
         "widen_in": "attention" if options["MVIT.DIM_MUL_IN_ATT"] else "mlp",
         "q_pool_at": q_pool_at,
         "q_pool_stride": q_pool_stride,
-        "kv_stride": _triple(options, "MVIT.POOL_KV_STRIDE_ADAPTIVE"),
+        "kv_stride": _key_pooling(options, q_pool_at, q_pool_stride),
         "pool_kernel": _triple(options, "MVIT.POOL_KVQ_KERNEL"),
         "cube_kernel": _triple(options, "MVIT.PATCH_KERNEL"),
         "cube_stride": _triple(options, "MVIT.PATCH_STRIDE"),
-        "cube_padding": _triple(options, "MVIT.PATCH_PADDING"),
+        "cube_padding": _triple(options, "MVIT.PATCH_PADDING", first=0),
         "relative_space": options["MVIT.REL_POS_SPATIAL"],
         "relative_time": options["MVIT.REL_POS_TEMPORAL"],
         "residual_pooling": options["MVIT.RESIDUAL_POOLING"],
@@ -439,14 +507,10 @@ def _head_arguments(options: Options) -> dict[str, Any]:
             "'softmax' and 'none' are, for one class per clip"
         )
     mean = options["MVIT.USE_MEAN_POOLING"]
-    if not mean and not options["MVIT.CLS_EMBED_ON"]:
-        # PySlowFast then averages after the last norm; no published model does.
-        raise UserError(
-            f"{options.path}: MVIT.CLS_EMBED_ON False is supported only with MVIT.USE_MEAN_POOLING True"
-        )
+    token = "token" if options["MVIT.CLS_EMBED_ON"] else "norm_mean"
     return {
         "classes": options["MODEL.NUM_CLASSES"],
-        "head": "mean" if mean else "token",
+        "head": "mean" if mean else token,
         "dropout": options["MODEL.DROPOUT_RATE"],
         "head_scale": options["MVIT.HEAD_INIT_SCALE"],
     }
@@ -472,6 +536,25 @@ def _query_pooling(options: Options) -> tuple[tuple[int, ...], Triple]:
     return blocks, as_triple(strides.pop() if strides else (1, 1, 1))
 
 
+def _key_pooling(options: Options, q_pool_at: tuple[int, ...], q_pool_stride: Triple) -> Triple:
+    """Stride of keys and values in the first block; each query pooling divides it."""
+    if options["MVIT.POOL_KV_STRIDE_ADAPTIVE"]:
+        return _triple(options, "MVIT.POOL_KV_STRIDE_ADAPTIVE")
+    rows = [tuple(row) for row in options["MVIT.POOL_KV_STRIDE"]]
+    first = as_triple(rows[0][1:]) if rows and len(rows[0]) == 4 else (1, 1, 1)
+    expected, stride = [], first
+    for block in range(options["MVIT.DEPTH"] if rows else 0):
+        if block in q_pool_at:
+            stride = as_triple(max(a // b, 1) for a, b in zip(stride, q_pool_stride, strict=True))
+        expected.append((block, *stride))
+    if sorted(rows) != expected:
+        raise UserError(
+            f"{options.path}: MVIT.POOL_KV_STRIDE {show_text(str(rows))} must list each block once, and each "
+            "query pooling must divide the stride of block 0; use MVIT.POOL_KV_STRIDE_ADAPTIVE"
+        )
+    return first
+
+
 def _widening(options: Options) -> tuple[int, ...]:
     """Blocks at which width and heads double."""
     widths, heads = options["MVIT.DIM_MUL"], options["MVIT.HEAD_MUL"]
@@ -495,10 +578,7 @@ def _cubes(options: Options) -> Triple:
             f"{stride} and PATCH_PADDING {padding} (time, "
             "height, width): a vision transformer needs kernel = stride and no padding"
         )
-    if image and options["DATA.NUM_FRAMES"] != 1:
-        raise UserError(
-            f"{options.path}: DATA.NUM_FRAMES {options['DATA.NUM_FRAMES']} must be 1 with MVIT.PATCH_2D True"
-        )
+    _check_frames(options)
     for key in ("MVIT.REL_POS_SPATIAL", "MVIT.REL_POS_TEMPORAL", "MVIT.RESIDUAL_POOLING"):
         if options[key]:
             raise UserError(
@@ -507,10 +587,18 @@ def _cubes(options: Options) -> Triple:
     return stride
 
 
-def _triple(options: Options, key: str) -> Triple:
+def _check_frames(options: Options) -> None:
+    if options["MVIT.PATCH_2D"] and options["DATA.NUM_FRAMES"] != 1:
+        raise UserError(
+            f"{options.path}: DATA.NUM_FRAMES {options['DATA.NUM_FRAMES']} must be 1 with MVIT.PATCH_2D True"
+        )
+
+
+def _triple(options: Options, key: str, *, first: int = 1) -> Triple:
+    """Three integers; ``first`` is the missing one of a two-dimensional patch."""
     value = options[key]
     if options["MVIT.PATCH_2D"] and len(value) == 2:
-        value = (1, *value)  # a two-dimensional patch has height and width only
+        value = (first, *value)
     if len(value) != 3 or any(type(entry) is not int for entry in value):
         raise UserError(f"{options.path}: {key} {value} must be three integers (time, height, width)")
     return as_triple(value)
@@ -523,20 +611,25 @@ def clip_facts(options: Options) -> ClipFacts:
         UserError: an invalid value, such as a list of another length.
     """
     dataset = options["TRAIN.DATASET" if "MODEL.NUM_CLASSES" not in options else "TEST.DATASET"].lower()
-    segments = dataset == "ssv2"
+    segments, images = dataset == "ssv2", bool(options["MVIT.PATCH_2D"])
     crops, crop = options["TEST.NUM_SPATIAL_CROPS"], options["DATA.TEST_CROP_SIZE"]
     mean, std = (_numbers(options, key, 3) for key in ("DATA.MEAN", "DATA.STD"))
     # PySlowFast reads SSv2 frames as BGR, normalizes them in that order, then reverses the channels.
     if segments:
         mean, std = mean[::-1], std[::-1]
     counts = _numbers(options, "TEST.NUM_TEMPORAL_CLIPS") or (options["TEST.NUM_ENSEMBLE_VIEWS"],)
+    if images:  # one center crop, whatever the YAML has
+        counts, crops = (1,), 1
     # A single center crop comes from a larger frame; three crops, and those of SSv2, cover the longer side.
     covering = segments or crops > 1
     short_side = crop if covering else int(_numbers(options, "DATA.TRAIN_JITTER_SCALES", 2)[0])
+    ratio = options["DATA.IN_VAL_CROP_RATIO"]
+    if images:
+        short_side = int(crop / ratio) if ratio > 0 else crop
     try:
         clip = ClipRecipe(
             frames=options["DATA.NUM_FRAMES"],
-            stride=options["DATA.SAMPLING_RATE"],
+            stride=1 if images else options["DATA.SAMPLING_RATE"],
             crop=crop,
             target_fps=options["DATA.TARGET_FPS"],
             mean=mean[0] if len(set(mean)) == 1 else mean,

@@ -37,6 +37,7 @@ ENCODER: dict[str, Any] = {
     "MVIT.DEPTH": 16,
     "MVIT.DIM_MUL": (),
     "MVIT.HEAD_MUL": (),
+    "MVIT.POOL_KV_STRIDE": (),
     "MVIT.POOL_KV_STRIDE_ADAPTIVE": (),
     "MVIT.POOL_Q_STRIDE": (),
     "MVIT.POOL_KVQ_KERNEL": (),
@@ -48,7 +49,7 @@ ENCODER: dict[str, Any] = {
     "MVIT.DIM_MUL_IN_ATT": False,
 }
 # Keys with rows of numbers, such as [[1, 2.0], [3, 2.0]]; other lists contain numbers.
-ROWS = frozenset({"MVIT.DIM_MUL", "MVIT.HEAD_MUL", "MVIT.POOL_Q_STRIDE"})
+ROWS = frozenset({"MVIT.DIM_MUL", "MVIT.HEAD_MUL", "MVIT.POOL_KV_STRIDE", "MVIT.POOL_Q_STRIDE"})
 PRETRAINING: dict[str, Any] = {
     "MASK.ENABLE": False,
     "MASK.MAE_ON": False,
@@ -75,6 +76,13 @@ CLASSIFICATION: dict[str, Any] = {
     "MVIT.USE_MEAN_POOLING": False,
     "MVIT.HEAD_INIT_SCALE": 1.0,
 }
+# Keys of action detectors; without DETECTION.ENABLE they are ignored.
+DETECTION: dict[str, Any] = {
+    "DETECTION.ENABLE": False,
+    "DETECTION.ALIGNED": True,
+    "DETECTION.SPATIAL_SCALE_FACTOR": 16,
+    "DETECTION.ROI_XFORM_RESOLUTION": 7,
+}
 CLIP: dict[str, Any] = {
     "DATA.SAMPLING_RATE": 8,
     "DATA.TARGET_FPS": 30.0,
@@ -86,6 +94,7 @@ CLIP: dict[str, Any] = {
     "DATA.ENSEMBLE_METHOD": "sum",
     "DATA.MULTI_LABEL": False,
     "DATA.RANDOM_FLIP": True,
+    "DATA.IN_VAL_CROP_RATIO": 0.875,
     "TRAIN.DATASET": "kinetics",
     "TEST.DATASET": "kinetics",
     "TEST.NUM_ENSEMBLE_VIEWS": 10,
@@ -98,7 +107,6 @@ FIXED: dict[str, tuple[Any, ...]] = {
     "MVIT.POOL_FIRST": (False,),
     "MVIT.LAYER_SCALE_INIT_VALUE": (0, 0.0),
     "MVIT.NORM": ("layernorm",),
-    "MVIT.POOL_KV_STRIDE": ([], ()),
     "MVIT.NORM_STEM": (False,),
     "MVIT.DROPOUT_RATE": (0, 0.0),
     "MVIT.SEPARATE_QKV": (False,),
@@ -127,7 +135,7 @@ _NO_EFFECT = {
     "TRAIN_JITTER_FPS TRAIN_CROP_NUM_TEMPORAL TRAIN_CROP_NUM_SPATIAL DECODING_BACKEND DECODING_SHORT_SIZE "
     "INV_UNIFORM_SAMPLE COLOR_RND_GRAYSCALE SKIP_ROWS TIME_DIFF_PROB DUMMY_LOAD LOADER_CHUNK_SIZE "
     "LOADER_CHUNK_OVERALL_SIZE SSL_COLOR_JITTER SSL_COLOR_BRI_CON_SAT SSL_COLOR_HUE SSL_MOCOV2_AUG "
-    "SSL_BLUR_SIGMA_MIN SSL_BLUR_SIGMA_MAX IN22K_TRAINVAL IN22k_VAL_IN1K IN_VAL_CROP_RATIO",
+    "SSL_BLUR_SIGMA_MIN SSL_BLUR_SIGMA_MAX IN22K_TRAINVAL IN22k_VAL_IN1K",
     "": "TASK NUM_GPUS NUM_SHARDS SHARD_ID OUTPUT_DIR RNG_SEED LOG_PERIOD LOG_MODEL_INFO DIST_BACKEND",
 }
 NO_EFFECT = frozenset(
@@ -141,6 +149,23 @@ IGNORED_SECTIONS = frozenset(_SECTIONS.split())
 _MAX_LITERAL, _MAX_BRACKETS = 1000, 100
 _LIMIT = 2**63
 _READ = {**ENCODER, **PRETRAINING, **DECODER, **CLASSIFICATION, **CLIP}
+SUPPORTED: tuple[tuple[str, bool, bool], ...] = (
+    ("MaskFeat on MViTv2, videos", True, True),
+    ("MaskFeat on ViT, videos", True, True),
+    ("MaskFeat on ViT, images", True, True),
+    ("MAE on ViT, videos", True, True),
+    ("MAE on ViT, images", False, False),
+    ("classifier on MViTv2, videos", True, True),
+    ("classifier on MViTv2, images", True, True),
+    ("classifier on ViT, videos", True, True),
+    ("classifier on ViT, images", True, True),
+    ("action detector on MViTv2 or ViT", True, False),
+    ("MViTv1, SlowFast, X3D, ResNets and other models", False, False),
+)
+"""Kinds of models of PySlowFast, whether they are imported, and whether ours are exported.
+
+README, docs/how_to/come_from_pyslowfast.md and ``import-slowfast --help`` have the same rows.
+"""
 
 
 class Options(dict[str, Any]):
@@ -154,10 +179,13 @@ class Options(dict[str, Any]):
 def read_yaml(path: str) -> Mapping[str, Any]:
     """Read a YAML as SECTION.KEY -> value.
 
+    Half of the public YAMLs repeat a key, such as SOLVER.COSINE_AFTER_WARMUP; the last value counts, as in
+    PySlowFast.
+
     Raises:
         UserError: the file is missing, is not YAML, or has no sections.
     """
-    content = read_plain_yaml(path, what="a PySlowFast YAML")
+    content = read_plain_yaml(path, what="a PySlowFast YAML", last_key=True)
     if not isinstance(content, Mapping):
         raise UserError(f"{path} is not a PySlowFast YAML: it has no sections such as MVIT and MODEL")
     return dict(_flatten(content))
@@ -182,12 +210,12 @@ def typed_options(
     options, ignored = Options(path, defaults), []
     for key, value in written.items():
         section = key.partition(".")[0]
-        if key in FIXED:
-            if not any(_plain(value) == allowed for allowed in FIXED[key]):
+        if key in defaults:
+            options[key] = typed_value(path, key, plain_value(value), defaults[key])
+        elif key in FIXED:
+            if not any(plain_value(value) == allowed for allowed in FIXED[key]):
                 supported = " or ".join(map(repr, FIXED[key]))
                 raise UserError(f"{path}: {key} {value!r} is not supported; only {supported} is")
-        elif key in defaults:
-            options[key] = _typed(path, key, _plain(value), defaults[key])
         elif key in _READ or key in NO_EFFECT or section in IGNORED_SECTIONS:
             ignored.append(key)
         elif key != "MODEL.MODEL_NAME":
@@ -205,7 +233,7 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> list[tuple[str, An
     return pairs
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """The value as PySlowFast reads it: ``"(2, 4, 4)"`` is a tuple, ``"1e-6"`` a number, "None" is None."""
     if not isinstance(value, str) or len(value) > _MAX_LITERAL or value.count("(") > _MAX_BRACKETS:
         return value
@@ -217,7 +245,7 @@ def _plain(value: Any) -> Any:
         return value
 
 
-def _typed(path: str, key: str, value: Any, default: Any) -> Any:
+def typed_value(path: str, key: str, value: Any, default: Any) -> Any:
     """Convert a value to the type of its default: an integer to a float, a list to a tuple."""
     if isinstance(default, tuple) and isinstance(value, list | tuple):
         return _as_tuple(path, key, value)

@@ -44,7 +44,7 @@ from videomaskfeat.inference.multiview import (
     hold_videos,
 )
 from videomaskfeat.jobs.clip_settings import describe_inherited
-from videomaskfeat.losses import multi_label_cross_entropy, soft_cross_entropy
+from videomaskfeat.losses.labels import multi_label_cross_entropy, soft_cross_entropy
 from videomaskfeat.metrics.accuracy import (
     MultiLabelScore,
     accuracy,

@@ -18,19 +18,36 @@ from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.formats import Converted
 from videomaskfeat.interop.other_projects import FORMATS
-from videomaskfeat.interop.slowfast import ClipFacts, ImageTarget, Imported, MaskFacts, load_slowfast
+from videomaskfeat.interop.slowfast import (
+    ClipFacts,
+    ImageTarget,
+    Imported,
+    MaskFacts,
+    describe_slowfast,
+    load_slowfast,
+)
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
+from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.loading import build_converted, convert_weights
 from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.weights import save_weights, weights_file
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe, ClipRecipe, PretrainRecipe
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.recipe import (
+    CLASSIFY_KEY,
+    DETECT_KEY,
+    METADATA_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    DetectRecipe,
+    PretrainRecipe,
+)
+from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
-DATASETS = ("kinetics", "ssv2")
-"""Names of data sets in PySlowFast, which are also formats of lists."""
+DATASETS = {"kinetics": "kinetics", "ssv2": "ssv2", "imagenet": "images"}
+"""Formats of lists by the names of data sets in PySlowFast."""
+Config = FinetuneConfig | PretrainConfig | DetectConfig
 # Arguments of a model that are set by other keys of the config.
 _OTHER_KEYS = ("clip_size", "classes", "head", "drop_path", "dropout", "head_scale", "checkpoint_blocks")
 
@@ -40,38 +57,38 @@ class WeightsImport:
     """The result of an import.
 
     Attributes:
-        weights: the safetensors file.
-        config: the config file; None for an image classifier, since classifiers are trained on videos.
+        weights: the safetensors file; None without a checkpoint.
+        config: the config file; None for an image classifier of :func:`import_weights`.
         kind: kind of the model.
-        table: how each weight of the checkpoint is used.
-        ignored_keys: keys of the YAML that do not affect the model, its clips and its testing.
+        table: how each weight of the checkpoint is used; empty without one.
+        unequal: keys of the YAML that are not translated, or only nearly, and the reasons.
         notes: sentences on changes and on ambiguous keys.
     """
 
-    weights: Path
+    weights: Path | None
     config: Path | None
     kind: str
     table: str
-    ignored_keys: tuple[str, ...]
+    unequal: Mapping[str, str]
     notes: tuple[str, ...]
 
     def text(self) -> str:
         """The result as text."""
-        lines = [self.kind, self.table]
-        sections: dict[str, list[str]] = {}
-        for name in self.ignored_keys:
-            section, dot, key = name.partition(".")
-            sections.setdefault(section if dot else "(top)", []).append(key if dot else section)
-        if sections:
-            lines.append("ignored keys, which do not affect the model:")
-            lines += [f"  {section:12s} {', '.join(keys)}" for section, keys in sections.items()]
-        lines += [*self.notes, f"weights  {self.weights}"]
-        return "\n".join([*lines, f"config   {self.config}"] if self.config else lines)
+        lines = [self.kind, *filter(None, [self.table])]
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.unequal.items():
+            reasons.setdefault(reason, []).append(key)
+        if reasons:
+            lines.append("keys without an equal here:")
+            lines += [f"  {', '.join(keys)}: {reason}" for reason, keys in reasons.items()]
+        lines += self.notes
+        files = (("weights", self.weights), ("config", self.config))
+        return "\n".join([*lines, *(f"{name:8s} {path}" for name, path in files if path)])
 
 
 def import_slowfast(
     config_path: str | os.PathLike[str],
-    checkpoint_path: str | os.PathLike[str],
+    checkpoint_path: str | os.PathLike[str] | None,
     out: str | os.PathLike[str],
     *,
     class_names: str | os.PathLike[str] | None = None,
@@ -80,13 +97,13 @@ def import_slowfast(
     """Write ``weights.safetensors``, ``config.yaml`` and ``import.json`` into a folder.
 
     The weights file contains the recipe (how videos are cut, normalized and scored), so ``evaluate``,
-    ``predict`` and ``finetune`` need no other file. The config has the same values as keys. Keys of the
-    training (``SOLVER``, ``AUG``, ``MIXUP``) are not imported: the configs of this package have the published
-    recipes.
+    ``predict`` and ``finetune`` need no other file. The config has the same values as keys, and the training
+    of the YAML; see :mod:`~videomaskfeat.interop.slowfast_training`.
 
     Args:
         config_path: the YAML.
-        checkpoint_path: its checkpoint, loaded without unpickling code.
+        checkpoint_path: its checkpoint, loaded without unpickling code; None: no weights file, and the config
+            trains from scratch, or from ``TRAIN.CHECKPOINT_FILE_PATH``.
         out: folder to write.
         class_names: file of class names, see :func:`~videomaskfeat.inference.lists.read_class_names`.
         weights_key: which weights of a checkpoint with several, such as "model_ema".
@@ -97,27 +114,34 @@ def import_slowfast(
     """
     folder, weights = _new_folder(out)
     source = os.fspath(config_path)
-    imported = load_slowfast(config_path, checkpoint_path, weights_key=weights_key)
-    config, metadata = _build_config(source, imported, weights, class_names)
-    notes = _flip_channels(imported) + _note_views(imported)
-    report = imported.report
+    if checkpoint_path is None:
+        imported = describe_slowfast(config_path)
+    else:
+        imported = load_slowfast(config_path, checkpoint_path, weights_key=weights_key)
+    config, metadata = _build_config(source, imported, class_names)
+    if checkpoint_path is not None and not isinstance(config, PretrainConfig):
+        config.model.weights = str(weights)
+    notes = _note_views(imported)
+    if checkpoint_path is not None:
+        notes = _flip_channels(imported) + notes
+    report, unequal = imported.report, imported.training.unequal
     header = [
         f"# {_name_and_arguments(imported.model)[0]}, {report.kind}, from PySlowFast.",
-        f"# Source:   {source}, {os.fspath(checkpoint_path)}",
-        "# Training: the keys of the YAML are not imported; configs/ has the published recipes.",
+        f"# Source:   {source}" + (f", {os.fspath(checkpoint_path)}" if checkpoint_path is not None else ""),
+        *(f"# No equal: {key}: {reason}" for key, reason in unequal.items()),
     ]
     facts = {
         "kind": report.kind,
         "config": source,
-        "checkpoint": os.fspath(checkpoint_path),
+        "checkpoint": None if checkpoint_path is None else os.fspath(checkpoint_path),
         "weights": report.weights.to_dict(),
-        "ignored_keys": report.ignored_keys,
+        "unequal": unequal,
         "notes": notes,
     }
-    config_file = _write(folder, imported.model, metadata, facts, config, header)
-    return WeightsImport(
-        weights, config_file, report.kind, report.weights.table(), report.ignored_keys, notes
-    )
+    model = imported.model if checkpoint_path is not None else None
+    config_file = _write(folder, model, metadata, facts, config, header)
+    table = report.weights.table() if checkpoint_path is not None else ""
+    return WeightsImport(None if model is None else weights, config_file, report.kind, table, unequal, notes)
 
 
 def import_weights(
@@ -176,7 +200,7 @@ def import_weights(
         "assumed": converted.assumed,
     }
     config_file = _write(folder, model, converted.metadata, facts, config, header)
-    return WeightsImport(weights, config_file, converted.title, report.table(), (), notes)
+    return WeightsImport(weights, config_file, converted.title, report.table(), {}, notes)
 
 
 def _new_folder(out: str | os.PathLike[str]) -> tuple[Path, Path]:
@@ -190,15 +214,16 @@ def _new_folder(out: str | os.PathLike[str]) -> tuple[Path, Path]:
 
 def _write(
     folder: Path,
-    model: nn.Module,
+    model: nn.Module | None,
     metadata: Mapping[str, str],
     facts: Mapping[str, Any],
-    config: FinetuneConfig | PretrainConfig | None,
+    config: Config | None,
     header: list[str],
 ) -> Path | None:
-    """Write weights, facts and config; returns the path of the config."""
+    """Write weights (if any), facts and config; returns the path of the config."""
     make_folder(folder)
-    save_weights(folder / "weights.safetensors", model, metadata=metadata)
+    if model is not None:
+        save_weights(folder / "weights.safetensors", model, metadata=metadata)
     if config is not None:
         keys = yaml.safe_dump(_differences(config), sort_keys=False)
         with whole_file(folder / "config.yaml") as file:
@@ -248,34 +273,53 @@ def _config_of(converted: Converted, weights: Path) -> FinetuneConfig | Pretrain
 
 
 def _build_config(
-    path: str, imported: Imported, weights: Path, class_names: str | os.PathLike[str] | None
-) -> tuple[FinetuneConfig | PretrainConfig, dict[str, str]]:
+    path: str, imported: Imported, class_names: str | os.PathLike[str] | None
+) -> tuple[Config, dict[str, str]]:
     """The config, and the recipe as metadata of the weights file."""
-    clip = imported.clip
-    if imported.mask is None:
+    clip, metadata = imported.clip, dict[str, str]()
+    config: Config
+    if imported.mask is not None or isinstance(imported.model, Detector):
+        if class_names is not None:
+            raise UserError(
+                f"{os.fspath(class_names)}: class names are for classifiers only, but {path} "
+                f"describes another model; leave them out"
+            )
+        config = _detect_config(imported) if imported.mask is None else _pretrain_config(path, imported)
+    else:
         _check_testing(path, clip)
         names = read_class_names(class_names) if class_names is not None else ()
         if class_names is not None and len(names) != clip.classes:
             raise UserError(f"{os.fspath(class_names)}: {len(names)} class names for {clip.classes} classes")
-        recipe = dataclasses.replace(clip.recipe, class_names=names)
-        return _finetune_config(imported, weights), {CLASSIFY_KEY: recipe.to_json()}
-    if class_names is not None:
-        raise UserError(
-            f"{os.fspath(class_names)}: class names are for classifiers only, but {path} "
-            f"describes another model; leave them out"
-        )
-    pretrain = _pretrain_config(path, imported)
-    return pretrain, {METADATA_KEY: PretrainRecipe.of(pretrain).to_json()}
+        metadata[CLASSIFY_KEY] = dataclasses.replace(clip.recipe, class_names=names).to_json()
+        config = _finetune_config(imported)
+    for key, value in imported.training.keys.items():
+        section, _, name = key.partition(".")
+        setattr(getattr(config, section), name, value)
+    if isinstance(config, PretrainConfig):
+        metadata[METADATA_KEY] = PretrainRecipe.of(config).to_json()
+    if isinstance(config, DetectConfig):
+        evaluate, classes = config.evaluate, config.data.classes
+        metadata[DETECT_KEY] = DetectRecipe(
+            ClipRecipe.of(config.clip),
+            {},
+            classes,
+            (),
+            evaluate.short_side,
+            evaluate.area,
+            config.boxes.score,
+        ).to_json()
+    return config, metadata
 
 
 def _check_testing(path: str, clip: ClipFacts) -> None:
     """Check that our evaluation supports the testing of the YAML."""
     crops, segments = clip.recipe.crops, clip.recipe.sampling == "segments"
+    stills = clip.recipe.clip.frames == 1
     for key, value, supported, choices in (
-        ("TEST.DATASET", clip.dataset, clip.dataset in DATASETS, " and ".join(DATASETS)),
+        ("TEST.DATASET", clip.dataset, clip.dataset in DATASETS, ", ".join(DATASETS)),
         ("DATA.MULTI_LABEL", clip.multi_label, not clip.multi_label, "False"),
         ("DATA.ENSEMBLE_METHOD", clip.ensemble, clip.ensemble == "sum", "'sum'"),
-        ("DATA.USE_OFFSET_SAMPLING", clip.offset, clip.offset or segments, "True"),
+        ("DATA.USE_OFFSET_SAMPLING", clip.offset, clip.offset or segments or stills, "True"),
         # A single crop of PySlowFast is the left one for SSv2, probably by mistake, and else the center one.
         ("TEST.NUM_SPATIAL_CROPS", crops, crops == 3 or (crops == 1 and not segments), "3"),
     ):
@@ -286,11 +330,11 @@ def _check_testing(path: str, clip: ClipFacts) -> None:
             )
 
 
-def _finetune_config(imported: Imported, weights: Path) -> FinetuneConfig:
+def _finetune_config(imported: Imported) -> FinetuneConfig:
     """The keys of clips, model and testing."""
     facts, config = imported.clip, FinetuneConfig()
     name, arguments = _name_and_arguments(imported.model)
-    config.data.format = facts.dataset
+    config.data.format = DATASETS[facts.dataset]
     assert facts.classes is not None
     config.data.classes = facts.classes
     config.clip.sampling = facts.recipe.sampling
@@ -300,9 +344,26 @@ def _finetune_config(imported: Imported, weights: Path) -> FinetuneConfig:
     config.model.head = "" if arguments["head"] == arguments_of(name)["head"] else arguments["head"]
     for key in ("drop_path", "dropout", "head_scale"):
         setattr(config.model, key, arguments[key])
-    config.model.weights = str(weights)
     for key in ("views", "crops", "short_side", "average"):
         setattr(config.evaluate, key, getattr(facts.recipe, key))
+    config.run.activation_checkpointing = arguments["checkpoint_blocks"]
+    return config
+
+
+def _detect_config(imported: Imported) -> DetectConfig:
+    """The keys of clips, model and testing of a detector.
+
+    PySlowFast's MViT accepts square clips only, so its tests use the center of the frame.
+    """
+    config = DetectConfig()
+    name, arguments = _name_and_arguments(imported.model)
+    _set_clip(config.clip, imported.clip)
+    config.data.classes = arguments["classes"]
+    config.model.name = name
+    for key in ("drop_path", "dropout", "head_scale"):
+        setattr(config.model, key, arguments[key])
+    config.model.arguments = _changed_arguments(name, arguments, _OTHER_KEYS)
+    config.evaluate.area, config.evaluate.short_side = "center", imported.clip.recipe.clip.crop
     config.run.activation_checkpointing = arguments["checkpoint_blocks"]
     return config
 
@@ -387,7 +448,7 @@ def _flip_channels(imported: Imported) -> tuple[str, ...]:
 
 def _note_views(imported: Imported) -> tuple[str, ...]:
     clip = imported.clip
-    if imported.mask is not None or len(clip.view_counts) < 2:
+    if imported.clip.classes is None or isinstance(imported.model, Detector) or len(clip.view_counts) < 2:
         return ()
     counts = ", ".join(map(str, clip.view_counts))
     return (f"of the numbers of views ({counts}) the config has the largest, {clip.recipe.views}",)
@@ -409,7 +470,7 @@ def _changed_arguments(name: str, arguments: Mapping[str, Any], excluded: tuple[
     }
 
 
-def _differences(config: FinetuneConfig | PretrainConfig) -> dict[str, dict[str, Any]]:
+def _differences(config: Config) -> dict[str, dict[str, Any]]:
     """Section -> key -> value, for all values that differ from the defaults."""
     tree: dict[str, dict[str, Any]] = {}
     values, defaults = dataclasses.asdict(config), dataclasses.asdict(type(config)())

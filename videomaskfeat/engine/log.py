@@ -193,9 +193,12 @@ class RunLog:
         if results:
             left = self._left.text(self._total_steps - step)
             if self._evaluation_note is not None:
-                own = {key: value for key, value in record.items() if key.startswith(_EVALUATION)}
-                metrics = {key.removeprefix(_EVALUATION): value for key, value in own.items()}
-                note = self._evaluation_note(metrics)  # type: ignore[arg-type]
+                metrics = {
+                    key.removeprefix(_EVALUATION): float(value)
+                    for key, value in record.items()
+                    if key.startswith(_EVALUATION) and isinstance(value, (int, float))
+                }
+                note = self._evaluation_note(metrics)
                 results += f"  {note}" if note else ""
             logger.info("held out  step %d/%d  %s  time left %s", step, self._total_steps, results, left)
         numbers = describe(record, unit=self._unit)

@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from videomaskfeat.cli import CommandLine
 from videomaskfeat.config import SPELLINGS
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import load_detector
-from videomaskfeat.jobs.clip_settings import describe_inherited
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights

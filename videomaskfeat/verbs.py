@@ -119,7 +119,7 @@ def inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
     """The clip settings of the initial weights of a fine-tuning or a detector."""
     if not isinstance(config, FinetuneConfig | DetectConfig) or not config.model.weights:
         return {}
-    from videomaskfeat.jobs.clip_settings import inherited_settings
+    from videomaskfeat.inference.clip_settings import inherited_settings
 
     return inherited_settings(config, own)
 

@@ -30,8 +30,8 @@ from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name
+from videomaskfeat.inference.clip_settings import INHERITED
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.jobs.clip_settings import INHERITED
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method

@@ -27,6 +27,7 @@ from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, 
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
 from videomaskfeat.inference.key_frames import (
     EvaluationFrames,
@@ -38,7 +39,6 @@ from videomaskfeat.inference.key_frames import (
 )
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import describe_detection, describe_weights
-from videomaskfeat.jobs.clip_settings import describe_inherited
 from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds

@@ -35,6 +35,7 @@ from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import (
     Machine,
@@ -43,7 +44,6 @@ from videomaskfeat.inference.multiview import (
     evaluate_model,
     hold_videos,
 )
-from videomaskfeat.jobs.clip_settings import describe_inherited
 from videomaskfeat.losses.labels import multi_label_cross_entropy, soft_cross_entropy
 from videomaskfeat.metrics.accuracy import (
     MultiLabelScore,

@@ -24,7 +24,7 @@ from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.log import log_pictures
-from videomaskfeat.engine.loop import TrainResult, count_steps, train
+from videomaskfeat.engine.loop import Training, TrainResult, count_steps, train
 from videomaskfeat.engine.optim import (
     CosineRamp,
     WarmupCosine,
@@ -431,24 +431,26 @@ class Run(ABC):
     def _loop(self) -> TrainResult:
         self.loader.skipped_records = self.counter.skipped_records
         return train(
-            model=self.network,
-            step=self.step,
-            loader=self.loader,
-            optimizer=self.optimizer,
-            learning_rate=self.schedule,
-            weight_decay=self.weight_decay,
-            folder=self.path,
-            device=self.device,
-            options=self._options(),
-            ema=self.ema,
-            fingerprint={**self.folder.fingerprint, **self.facts},
-            upgrade_fingerprint=self.folder.upgrade_fingerprint,
-            evaluate=self.evaluate if self.evaluates else None,
-            on_failures=self._count_failures,
-            before_step=self.before_step,
-            after_step=self.after_step,
-            on_resume=self._resumed,
-            extra={"failures": self.counter, "extensions": self.extensions, **self.state},
+            Training(
+                model=self.network,
+                step=self.step,
+                loader=self.loader,
+                optimizer=self.optimizer,
+                learning_rate=self.schedule,
+                weight_decay=self.weight_decay,
+                folder=self.path,
+                device=self.device,
+                options=self._options(),
+                ema=self.ema,
+                fingerprint={**self.folder.fingerprint, **self.facts},
+                upgrade_fingerprint=self.folder.upgrade_fingerprint,
+                evaluate=self.evaluate if self.evaluates else None,
+                on_failures=self._count_failures,
+                before_step=self.before_step,
+                after_step=self.after_step,
+                on_resume=self._resumed,
+                extra={"failures": self.counter, "extensions": self.extensions, **self.state},
+            )
         )
 
     def _count_failures(self, failures: Sequence[Any]) -> None:

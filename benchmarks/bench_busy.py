@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.harness import Row
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, keep_freed_memory, yielding_threads
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.harness import Row, private_megabytes
+from videomaskfeat.block_masks import cube
 from videomaskfeat.data.clips import PretrainClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -20,7 +21,6 @@ from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS
 
 READERS = ("decord", "pyav")
 
@@ -53,7 +53,7 @@ def worker_memory(path: Path, reader: str, videos: int) -> tuple[np.ndarray, np.
         load_records(path),
         sampler=functools.partial(clip_indices_random, frames=8, stride=4),
         transform=RandomResizedCrop(64),
-        mask=functools.partial(MASKS["cube"], TokenGrid(4, 4, 4), 0.4),
+        mask=functools.partial(cube, TokenGrid(4, 4, 4), 0.4),
         reader=reader,
     )
     loader = ClipLoader(dataset, batch_size=8, workers=1)

@@ -19,6 +19,7 @@ import decord
 import numpy as np
 
 from benchmarks.harness import Row
+from videomaskfeat.block_masks import cube
 from videomaskfeat.data.clips import PretrainClips, epoch_order, sample_generator
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -26,7 +27,6 @@ from videomaskfeat.data.sample_scenes import MOTIONS, make_scene
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS
 from videomaskfeat.mp4 import write_mp4
 
 FRAMES, FPS = 300, 30.0
@@ -57,7 +57,7 @@ def _data_set(video: Path, samples: int, reader: str) -> PretrainClips:
         load_records(path),
         sampler=SAMPLER,
         transform=RandomResizedCrop(224),
-        mask=functools.partial(MASKS["cube"], TokenGrid(8, 7, 7), 0.4),
+        mask=functools.partial(cube, TokenGrid(8, 7, 7), 0.4),
         reader=reader,
     )
 

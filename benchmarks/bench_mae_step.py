@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from benchmarks.harness import SIZES, Row, SideProcess, Size, extra_memory, serve, size_name, synchronize
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.machine import keep_freed_memory
-from videomaskfeat.masking import MASKS
+from videomaskfeat.masking import random
 from videomaskfeat.models import create_model
 from videomaskfeat.models.mae import MAE, visible_places
 from videomaskfeat.targets.pixels import PixelTarget
@@ -65,7 +65,7 @@ class Side:
         self.clips = torch.randn(size.batch, 3, *size.clip).to(device)
         rng = np.random.default_rng(0)
         grid = TokenGrid(size.clip[0] // 2, size.clip[1] // 16, size.clip[2] // 16)
-        masks = [MASKS["random"](grid, RATIO, rng) for _ in range(size.batch)]
+        masks = [random(grid, RATIO, rng) for _ in range(size.batch)]
         self.mask = torch.from_numpy(np.stack(masks)).to(device)
 
     def warm_up(self) -> None:

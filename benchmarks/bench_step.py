@@ -34,7 +34,8 @@ from benchmarks.harness import (
     size_name,
     synchronize,
 )
-from videomaskfeat.losses import masked_mse, soft_cross_entropy
+from videomaskfeat.losses.labels import soft_cross_entropy
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.models import create_model
 from videomaskfeat.targets.hog import HogTarget

@@ -15,9 +15,11 @@ from typing import Any
 
 import torch
 
+from videomaskfeat import import_object
+from videomaskfeat.block_masks import MultiBlock
 from videomaskfeat.cli import CommandLine
 from videomaskfeat.config import keys_of
-from videomaskfeat.masking import EXACT, MASKS, MultiBlock
+from videomaskfeat.masking import EXACT, MASKS
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model
 from videomaskfeat.models.sizes import HIDDEN_SHARE, ModelFacts, list_facts
@@ -27,8 +29,10 @@ from videomaskfeat.verbs import ARGUMENTS, VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "videomaskfeat"
-API_PACKAGES = ("data", "targets", "models", "methods", "metrics", "interop", "inference", "engine", "viz")
-API_MODULES = ("masking", "grid", "losses", "recipe", "boxes", "ava", "config", "errors", "tensor_files")
+API_PACKAGES = (
+    "data", "targets", "losses", "models", "methods", "metrics", "interop", "inference", "engine", "viz",
+)  # fmt: skip
+API_MODULES = ("masking", "block_masks", "grid", "recipe", "boxes", "ava", "config", "errors", "tensor_files")
 INCLUDED = {
     **{f"datasets/{path.parent.name}/README.md": f"datasets/{path.parent.name}.md"
        for path in ROOT.glob("datasets/*/README.md")},
@@ -126,7 +130,10 @@ def registry_page(title: str, intro: str, classes: Mapping[str, type], where: st
 
 def masks_page() -> str:
     """All mask policies."""
-    rows = ((f"`{name}`", summary_of(draw), "yes" if name in EXACT else "no") for name, draw in MASKS.items())
+    rows = (
+        (f"`{name}`", summary_of(import_object(entry)), "yes" if name in EXACT else "no")
+        for name, entry in MASKS.items()
+    )
     intro = (
         "The hidden cells: `mask.kind`. `mask.ratio` is the fraction of hidden cells, and `mask.cell` the "
         "size of a cell. `multi_block` and `multi_block_exact` have `mask.arguments`: `blocks` (kinds of "

@@ -57,6 +57,7 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
         "make_lists",
         "models",
         "plan",
+        "prepare_videos",
         "sample_data",
     }
     assert TOOLS - {verb.replace("-", "_") for verb in verbs} == SCRIPTS

@@ -19,7 +19,10 @@ GROUND = {
     "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
     "csv_columns", "ava", "boxes", "durations", "config", "provenance", "plugins",
 }  # fmt: skip
-ROOMS = {"data", "masking", "targets", "models", "interop", "losses", "metrics", "engine", "viz", "recipe"}
+ROOMS = {
+    "data", "masking", "block_masks", "targets", "models", "interop", "losses", "metrics", "engine", "viz",
+    "recipe",
+}  # fmt: skip
 SIDEWAYS = {
     ("interop", "recipe"),
     ("engine", "config"),
@@ -29,6 +32,7 @@ SIDEWAYS = {
     ("targets", "losses"),
     ("targets", "recipe"),
     ("data", "masking"),
+    ("block_masks", "masking"),
     ("data", "recipe"),
     ("viz", "targets"),
     ("recipe", "masking"),
@@ -231,11 +235,12 @@ def test_every_public_name_is_there() -> None:
 
 
 @pytest.mark.parametrize(
-    "registry", ["targets:TARGETS", "methods:METHODS", "data.formats:FORMATS", "engine.log:LOGGERS"]
+    "registry",
+    ["targets:TARGETS", "methods:METHODS", "data.formats:FORMATS", "engine.log:LOGGERS", "masking:MASKS"],
 )
-def test_every_entry_of_a_registry_names_a_class(registry: str) -> None:
+def test_every_entry_of_a_registry_names_a_class_or_function(registry: str) -> None:
     entries = videomaskfeat.import_object(f"videomaskfeat.{registry}")
-    assert all(isinstance(videomaskfeat.import_object(entry), type) for entry in entries.values())
+    assert all(callable(videomaskfeat.import_object(entry)) for entry in entries.values())
 
 
 def test_every_named_model_has_a_class() -> None:
@@ -264,8 +269,8 @@ def test_pretraining_imports_a_small_part_of_the_package() -> None:
     known = modules()
     closure = module_level_closure("videomaskfeat.jobs.pretrain")
     lines = sum(len(known[name].read_text(encoding="utf-8").splitlines()) for name in closure)
-    assert len(closure) <= 60
-    assert lines <= 15_000
+    assert len(closure) <= 62
+    assert lines <= 15_300
     # Other encoders and methods, weights of other projects, pages, and readers of rare files.
     unused = (
         "models.vit",

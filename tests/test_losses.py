@@ -11,19 +11,19 @@ from torch import Tensor
 
 from tests.reference import self_distillation as reference
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import (
+from videomaskfeat.losses.distillation import (
     across_views,
-    binary_cross_entropy,
     direction_error,
+    masked_teacher_cross_entropy,
+    teacher_cross_entropy,
+)
+from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy, soft_cross_entropy
+from videomaskfeat.losses.masked import (
     masked_cosine,
     masked_cross_entropy,
     masked_l1,
     masked_mse,
     masked_smooth_l1,
-    masked_teacher_cross_entropy,
-    pose_cross_entropy,
-    soft_cross_entropy,
-    teacher_cross_entropy,
 )
 from videomaskfeat.metrics.accuracy import action_scores
 

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from tests.reference import masks as slow
+from videomaskfeat.block_masks import MultiBlock
 from videomaskfeat.config import load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import EXACT, MASKS, Mask, MultiBlock, build_policy, hidden_count
+from videomaskfeat.masking import EXACT, MASKS, Mask, build_policy, hidden_count
 from videomaskfeat.recipe import PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 
@@ -24,8 +25,8 @@ WITH_RATIO = [name for name in MASKS if name != "multi_block"]
 
 def draw(policy: str, draws: int, grid: TokenGrid = GRID, ratio: float = 0.4, seed: int = 0) -> Mask:
     """[draws, t, h, w]."""
-    rng = np.random.default_rng(seed)
-    return np.stack([MASKS[policy](grid, ratio, rng) for _ in range(draws)])
+    rng, draw_mask = np.random.default_rng(seed), build_policy(policy, {})
+    return np.stack([draw_mask(grid, ratio, rng) for _ in range(draws)])
 
 
 @pytest.mark.parametrize("policy", MASKS)

@@ -18,7 +18,7 @@ from videomaskfeat.config import SPELLINGS, current_arguments
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.masking import MASKS, Mask, MaskFunction, MultiBlock, MultiBlockExact, build_policy
+from videomaskfeat.masking import MASKS, Mask, MaskFunction, build_policy
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.tensor_files import DamagedFile, read_metadata
 from videomaskfeat.texts import parse_json
@@ -159,9 +159,8 @@ class MaskRecipe:
     @property
     def share(self) -> str:
         """How much is hidden, for the plan."""
-        policy = build_policy(self.kind, self.arguments)
-        if isinstance(policy, MultiBlock) and not isinstance(policy, MultiBlockExact):
-            return str(policy)
+        if self.kind == "multi_block":
+            return str(build_policy(self.kind, self.arguments))
         return f"ratio {self.ratio:g}"
 
 

@@ -15,6 +15,7 @@ LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "folder", "fr
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
+PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
@@ -239,6 +240,12 @@ class ProbeConfig:
     train: str = key("", "labeled list file of known features; empty: no probe", free=True)
     test: str = key("", "labeled list file of the videos to classify", free=True)
     factors: dict[str, Any] = key({}, "more probes: name -> {train: list file, test: list file}", free=True)
+    blocks: int = key(
+        1,
+        "number of last blocks whose features are read side by side; DINO's and iBOT's: 4",
+        least=1,
+        free=True,
+    )
     k: int = key(20, "number of nearest neighbors", least=1, free=True)
     temperature: float = key(0.07, "temperature of the neighbors' votes", above=0, free=True)
     penalty: float = key(1e-2, "L2 penalty of the linear probe", above=0, free=True)

@@ -25,6 +25,7 @@ from videomaskfeat.schemas import (
     LABELS,
     LIST_FORMATS,
     MASK_KINDS,
+    PRESETS,
     READERS,
     SAMPLINGS,
     SEPARATORS,
@@ -785,6 +786,43 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
+class PrepareVideosOptions(ListOptions):
+    """files"""
+
+    list: str = key("", "list file or folder", positional=True)
+    out: str = key("", "folder for videos/ and the new list", required="prepared")
+    short_side: int | None = key(
+        256, "maximum short side of a frame", unit="pixels", least=16, null="as in the source"
+    )
+    fps: float | None = key(None, "frame rate", unit="frames per second", above=0, null="as in the source")
+    keyframe_interval: int = key(12, "maximum number of frames between key frames", least=1)
+    crf: int = key(20, "quality of x264, 0 (lossless) to 51", least=0, greatest=51)
+    preset: str = key("veryfast", "speed preset of x264", choices=PRESETS)
+    workers: int = key(os.cpu_count() or 1, "number of processes", least=1)
+    read_seconds: float = key(
+        120.0, "time without progress on one video after which it is left out", unit="seconds", above=0
+    )
+
+
+def prepare_videos(options: PrepareVideosOptions) -> int:
+    """Re-encode videos for fast reading: small frames, short groups of pictures, a constant rate, no sound.
+
+    videomaskfeat prepare-videos k400/train.csv --prefix k400/videos --out k400_256
+    videomaskfeat prepare-videos my_videos/ --out small --short-side 128 --fps 15
+    """
+    from videomaskfeat.data.prepare import Encoding
+    from videomaskfeat.jobs.prepare_videos import prepare_videos
+
+    with progress("preparing videos") as update:
+        arguments = _as_arguments(options, {"encoding": Encoding}, list="path")
+        prepared = prepare_videos(**arguments, progress=update)
+    print(printable(prepared.text()))
+    return report_failures(
+        "prepare-videos", (f"{path}: {cause}" for path, cause in prepared.failures.items())
+    )
+
+
+@dataclass
 class MakeListsOptions:
     """files"""
 
@@ -923,6 +961,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "report": report,
     "sample-data": sample_data,
     "make-lists": make_lists,
+    "prepare-videos": prepare_videos,
     "check-data": check_data,
     "configs": configs,
     "models": models,

@@ -20,11 +20,11 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS
+from videomaskfeat.masking import random
 from videomaskfeat.mp4 import write_mp4
 
 SAMPLER = functools.partial(clip_indices_random, frames=2, stride=2)
-MASK = functools.partial(MASKS["random"], TokenGrid(1, 4, 4), 0.5)
+MASK = functools.partial(random, TokenGrid(1, 4, 4), 0.5)
 
 
 def write_videos(folder: Path, number: int, *, frames: int = 8, size: int = 32) -> Path:

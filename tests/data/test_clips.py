@@ -32,7 +32,7 @@ from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import MASKS, varied
+from videomaskfeat.masking import random, varied
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +443,7 @@ def test_blur_and_solarization_are_applied_with_their_probabilities() -> None:
 def test_varied_masks_hide_between_the_ratios_or_nothing() -> None:
     """Of 400 masks half hide nothing (5 standard deviations: 0.13); the others' ratios fill the range."""
     grid = TokenGrid(4, 10, 10)
-    draw = functools.partial(varied, MASKS["random"], grid, ratios=(0.1, 0.5), unmasked=0.5)
+    draw = functools.partial(varied, random, grid, ratios=(0.1, 0.5), unmasked=0.5)
     rng = np.random.default_rng(0)
     shares = np.array([draw(rng=rng).mean() for _ in range(400)])
     assert np.mean(shares == 0) == pytest.approx(0.5, abs=0.13)

@@ -23,7 +23,7 @@ from videomaskfeat.interop.slowfast_keys import (
     NO_EFFECT,
     PRETRAINING,
 )
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskFeat

@@ -33,7 +33,7 @@ from videomaskfeat.jobs.detect import (
     training_loader,
     video_locations,
 )
-from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
+from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights

@@ -28,7 +28,7 @@ from videomaskfeat.jobs.finetune import (
     largest_share,
     read_lists,
 )
-from videomaskfeat.losses import soft_cross_entropy
+from videomaskfeat.losses.labels import soft_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.loading import load_model

@@ -18,7 +18,7 @@ from videomaskfeat.data.labeled_clips import MultiLabelClips
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import load_scores
-from videomaskfeat.losses import multi_label_cross_entropy
+from videomaskfeat.losses.labels import multi_label_cross_entropy
 from videomaskfeat.metrics.accuracy import multi_label_score
 from videomaskfeat.recipe import read_classify_recipe
 

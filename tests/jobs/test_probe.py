@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import simplejson
+import torch
 
 from videomaskfeat.inference import probe
 from videomaskfeat.inference.multiview import video_features
 from videomaskfeat.jobs.evaluate import Neighbors, ViewOptions, evaluate
+from videomaskfeat.models.zoo import create_model
 
 from .test_pretrain import Pretrain, rows
 
@@ -75,6 +78,38 @@ def test_factors_have_their_own_probes_and_share_features(
     assert "frozen features, parity, top-1 on 2 videos of 2 classes" in output
     code, output = pretrain(*lists)  # probes are free: a finished run accepts other ones
     assert code == 0, output
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["maskfeat_mvitv2_pico", "maskfeat_vit_pico", "mae_vit_pico"])
+def test_features_of_several_blocks_equal_those_that_hooks_record(name: str) -> None:
+    """The same numbers in another order of sums, so 1e-5."""
+    model = create_model(name).eval()
+    encoder = getattr(model, "encoder", model)
+    clips = torch.randn(2, 3, 4, 32, 32)
+    seen: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda _m, _i, out: seen.append(out[0])) for block in encoder.blocks]
+    last = encoder.features(clips)
+    for hook in hooks:
+        hook.remove()
+    means = [tokens[:, -32:].mean(dim=1) for tokens in seen[1:3]] + [
+        last
+    ]  # 32 of the grid, without class token
+    expected = torch.cat([mean / mean.norm(dim=1, keepdim=True) for mean in means], dim=1)
+    actual = probe._LastBlocks(encoder, 3).features(clips)
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_probe_of_several_blocks_has_its_own_accuracies(
+    pretrain: Pretrain, sample: Path, tmp_path: Path
+) -> None:
+    lists = [f"probe.train={sample / 'train.csv'}", f"probe.test={sample / 'val.csv'}"]
+    code, output = pretrain(*lists, "probe.blocks=99")
+    assert code == 2
+    assert re.search(r"probe.blocks=99: the encoder has \d+ blocks; use at most that", output)
+    code, output = pretrain(*lists, "probe.blocks=2")
+    assert code == 0, output
+    assert "linear_top1" in simplejson.loads((tmp_path / "run" / "summary.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import torch
 from tests.methods.tiny import heldout_loss, make_batch, tiny_method
 from tests.reference import self_distillation as reference
 from videomaskfeat.grid import resize_mask
-from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
+from videomaskfeat.losses.distillation import across_views, masked_teacher_cross_entropy
 from videomaskfeat.methods.ibot import EpochRamp, Ibot
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine.optim import adamw
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.models import create_model, mvit, positions, vit
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget

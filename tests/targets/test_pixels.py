@@ -10,7 +10,7 @@ import torch
 
 from tests.reference.pixels import channel_target, pixel_target
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import masked_l1
+from videomaskfeat.losses.masked import masked_l1
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.targets import build_target
 from videomaskfeat.targets.pixels import PixelTarget

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from videomaskfeat.losses import masked_cosine, masked_cross_entropy, masked_l1
+from videomaskfeat.losses.masked import masked_cosine, masked_cross_entropy, masked_l1
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.target import CosineTally, CrossEntropyTally, LossTally, SumTally
 

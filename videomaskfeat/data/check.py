@@ -241,7 +241,7 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
     local = io.local_path(path)
     if not os.path.exists(local):
         return Scan(path, missing=True, cause=io.missing_cause(path))
-    size = sum(os.path.getsize(file) for file in _files(local))
+    size = sum(os.path.getsize(file) for file in files_of(local))
     try:
         started = time.perf_counter()
         with open_video(path, reader) as video:
@@ -258,7 +258,7 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
 def _digest(path: str) -> str:
     """The hash of a file's content, or of all pictures of a folder. Runs in a worker process."""
     digest = hashlib.blake2b(digest_size=16)
-    for name in _files(io.local_path(path)):
+    for name in files_of(io.local_path(path)):
         with io.open_file(name, "rb") as file:
             while block := file.read(1 << 20):
                 continue_reading()
@@ -266,8 +266,8 @@ def _digest(path: str) -> str:
     return digest.hexdigest()
 
 
-def _files(path: str) -> list[str]:
-    """The file itself, or the files of a folder of frames."""
+def files_of(path: str) -> list[str]:
+    """A local file itself, or the files of a folder of frames."""
     if not os.path.isdir(path):
         return [path]
     return list(filter(os.path.isfile, (os.path.join(path, name) for name in io.list_folder(path))))

@@ -77,7 +77,7 @@ class FrameSampler(Protocol):
 
 
 class MaskDraw(Protocol):
-    """Samples one mask, such as ``functools.partial(MASKS["cube"], grid, 0.4)``."""
+    """Samples one mask, such as ``functools.partial(cube, grid, 0.4)``."""
 
     def __call__(self, *, rng: np.random.Generator) -> np.ndarray:
         """bool [t, h, w], True = hidden."""

@@ -16,7 +16,7 @@ and C. Kaynak, 1998, UCI Machine Learning Repository, https://doi.org/10.24432/C
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -54,7 +54,7 @@ COLORS = {
     "magenta": (255, 150, 255),
 }
 POSITIONS = ("upper left", "upper right", "lower left", "lower right")
-# Brightness jumps up and fades, or the same played backward.
+# The light jumps up and fades, or the same played backward.
 DIRECTIONS = ("forward", "backward")
 FACTORS: dict[str, tuple[str, ...]] = {
     "motion": tuple(MOTIONS),
@@ -67,8 +67,8 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """Class names of each factor, indexed by label."""
 _LARGEST_LEAN = 15.0  # degrees to either side: a 6 stays different from a 9
-_PULSE_SECONDS = 0.6
-_DARKEST = 0.65  # relative brightness at the end of a fade
+_PULSE_SECONDS = 2.5
+_DARKEST = 0.5  # relative brightness at the end of a fade
 _GLYPH_SIDE = 58  # of the sprite's 64 pixels
 _HELD_OUT_DIGITS = 5  # one digit in five is only in the videos of val and test
 
@@ -81,11 +81,11 @@ def draw_labels(number: int, *, seed: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class FactorScene:
-    """A moving digit whose brightness changes.
+    """A moving digit in light that changes.
 
     Attributes:
         scene: the background and one sprite.
-        brightness: factor on the colors of the sprite, float [T] in 0.65..1.
+        brightness: factor on the colors of each frame, float [T] in 0.5..1.
     """
 
     scene: Scene
@@ -93,9 +93,7 @@ class FactorScene:
 
     def render(self, index: int) -> np.ndarray:
         """Frame ``index``, uint8 [S, S, 3]."""
-        (sprite,) = self.scene.sprites
-        texture = np.rint(sprite.texture * self.brightness[index]).astype(np.uint8)
-        return render_frame(replace(self.scene, sprites=(replace(sprite, texture=texture),)), index)
+        return np.rint(render_frame(self.scene, index) * self.brightness[index]).astype(np.uint8)
 
     def frames(self) -> Iterator[np.ndarray]:
         """All frames."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from videomaskfeat.data.memory import VideoMemory
 from videomaskfeat.data.records import Records
@@ -18,6 +18,7 @@ from videomaskfeat.inference.lists import ListChoice, check_single_label
 from videomaskfeat.inference.multiview import Machine, VideoScores, build_views, video_features
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
+from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
 from videomaskfeat.schemas import DataConfig, ProbeConfig
 from videomaskfeat.values import build_dataclass
@@ -40,10 +41,36 @@ class _Lists:
     classes: int
 
 
+class _LastBlocks(nn.Module):
+    """An encoder whose features are those of its last blocks side by side.
+
+    Middle blocks contain more of a clip than the last one, which is fitted to the pre-training's target.
+    DINO (arXiv:2104.14294, section 4.1) and iBOT read four blocks.
+
+    Args:
+        encoder: an :class:`Encoder`.
+        count: number of blocks, 1..all.
+    """
+
+    def __init__(self, encoder: Encoder, count: int) -> None:
+        super().__init__()
+        self.encoder, self.count = encoder, count
+
+    def features(self, clips: Tensor) -> Tensor:
+        """Clips float [B, C, T, H, W], normalized -> [B, sum of D']: each block's tokens are averaged and
+        scaled to length 1; those of the last block have the final norm."""
+        depth = len(self.encoder.blocks)
+        grids = self.encoder.features_at(clips, range(depth - self.count + 1, depth + 1))
+        *before, last = (grid.flatten(1, 3) for grid in grids)  # [B, N', D'] per block
+        means = [tokens.mean(dim=1) for tokens in before] + [self.encoder.pool(last)]
+        return torch.cat([nn.functional.normalize(mean, dim=-1) for mean in means], dim=-1)
+
+
 class FeatureProbe:
     """Nearest neighbors and a linear fit on the features of labeled lists.
 
-    One center view per video; its tokens are averaged and scaled to length 1. Labels never reach the encoder.
+    One center view per video; the tokens of each of the last ``probe.blocks`` blocks are averaged and scaled
+    to length 1. Labels never reach the encoder.
     Lists of the same videos with other labels (``factors``) share the features.
 
     Args:
@@ -87,16 +114,18 @@ class FeatureProbe:
         """Top-1 accuracy of all probes in percent; all ranks call it and get the same numbers.
 
         Args:
-            encoder: has ``features(clips) -> [B, D]``; it does not change.
+            encoder: has ``features(clips) -> [B, D]``, and is an :class:`Encoder` if several blocks are read;
+                it does not change.
 
         Returns:
             ``knn_top1`` and ``linear_top1`` of ``probe.train`` and ``probe.test``, and the same names with
             ``_NAME`` at the end for each factor.
 
         Raises:
-            UserError: no video of a list could be read.
+            UserError: no video of a list could be read, or the encoder has fewer blocks.
             RunFailed: a feature is not finite.
         """
+        encoder = self._reader(encoder)
         machine = replace(self._machine, memory=self.memory)
         features: dict[tuple[str, ...], VideoScores] = {}
         for records in self.lists:
@@ -113,6 +142,19 @@ class FeatureProbe:
             return results
 
         return distributed.run_on_main(measure)
+
+    def _reader(self, encoder: nn.Module) -> nn.Module:
+        """The encoder with the features that are read."""
+        count, plain = self.config.blocks, distributed.unwrap(encoder)
+        if count == 1:
+            return encoder
+        if not isinstance(plain, Encoder):
+            raise UserError(f"probe.blocks={count}: {type(plain).__name__} is no Encoder; use probe.blocks=1")
+        if count > len(plain.blocks):
+            raise UserError(
+                f"probe.blocks={count}: the encoder has {len(plain.blocks)} blocks; use at most that"
+            )
+        return _LastBlocks(plain, count)
 
     def facts(self) -> dict[str, int]:
         """Number of test videos and of classes; for a factor with ``_NAME`` at the end."""

@@ -38,7 +38,7 @@ from videomaskfeat.inference.key_frames import (
 )
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import describe_detection, describe_weights
-from videomaskfeat.losses import binary_cross_entropy, pose_cross_entropy
+from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.detector import Detector

@@ -43,7 +43,7 @@ from videomaskfeat.inference.multiview import (
     evaluate_model,
     hold_videos,
 )
-from videomaskfeat.losses import multi_label_cross_entropy, soft_cross_entropy
+from videomaskfeat.losses.labels import multi_label_cross_entropy, soft_cross_entropy
 from videomaskfeat.metrics.accuracy import (
     MultiLabelScore,
     accuracy,

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from videomaskfeat.data.check import CheckReport, Progress, check_list
-from videomaskfeat.data.formats.multilabel import HEADER
+from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.layouts import DataSet, LabeledVideo, read_data_set, source_video
+from videomaskfeat.data.records import Record
 from videomaskfeat.data.split import split_groups
 from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.inference.lists import read_class_names
@@ -145,7 +146,8 @@ def make_lists(
         if part not in subsets and part + ".csv" in existing:
             os.remove(os.path.join(out, f"{part}.csv"))
     for part, own in subsets.items():
-        _write_list(os.path.join(out, f"{part}.csv"), own, labels, multi_label=data.multi_label)
+        own_rows = [_record(video, labels, multi_label=data.multi_label) for video in own]
+        write_list(os.path.join(out, f"{part}.csv"), own_rows)
     with whole_file(os.path.join(out, "classes.txt"), errors="surrogateescape") as file:
         file.writelines(f"{name}\n" for name in names)
     _warn_of_few_videos(subsets, names)
@@ -201,25 +203,9 @@ def _split(
     return result
 
 
-def _write_list(
-    path: str, videos: Sequence[LabeledVideo], labels: dict[str, int], *, multi_label: bool
-) -> None:
-    """Rows `path label`, or a header and rows `path labels`; paths are relative to the list."""
-    folder = os.path.dirname(os.path.abspath(path))
-    skipped = 0
-    with whole_file(path, errors="surrogateescape") as file:  # file names may contain any bytes
-        if multi_label:
-            file.write(f"{HEADER}\n")
-        for video in videos:
-            name = os.path.relpath(os.path.abspath(video.path), folder)
-            if "\n" in name or "\r" in name:
-                skipped += 1
-                continue
-            name = name if re.fullmatch(r"[\w./+=@-]+", name) else f'"{name}"'
-            numbers = sorted({labels[one] for one in video.classes})
-            file.write(f"{name} {','.join(map(str, numbers)) or -1}\n")
-    if skipped:
-        logger.warning("%s: %s with a line break left out; rename them", path, counted(skipped, "file name"))
+def _record(video: LabeledVideo, labels: dict[str, int], *, multi_label: bool) -> Record:
+    numbers = tuple(sorted({labels[one] for one in video.classes}))
+    return Record(video.path, None, numbers) if multi_label else Record(video.path, next(iter(numbers), -1))
 
 
 def _warn_of_few_videos(subsets: dict[str, list[LabeledVideo]], names: Sequence[str]) -> None:

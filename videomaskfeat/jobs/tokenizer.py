@@ -28,7 +28,7 @@ from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.multiview import hold_videos
 from videomaskfeat.io import file_sha256
-from videomaskfeat.losses import kl_to_uniform
+from videomaskfeat.losses.distillation import kl_to_uniform
 from videomaskfeat.metrics.accuracy import perplexity
 from videomaskfeat.models import published_vit
 from videomaskfeat.models.loading import load_model

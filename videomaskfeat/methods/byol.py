@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from videomaskfeat.data.batches import PairBatch
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError
-from videomaskfeat.losses import direction_error
+from videomaskfeat.losses.distillation import direction_error
 from videomaskfeat.methods.teaching import Colors, Comparison, PairMethod, build_group
 from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder

@@ -15,7 +15,7 @@ from videomaskfeat.data.clips import MaskDraw
 from videomaskfeat.engine.teacher import Monitor, RunningCenter
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import resize_mask
-from videomaskfeat.losses import across_views, masked_teacher_cross_entropy
+from videomaskfeat.losses.distillation import across_views, masked_teacher_cross_entropy
 from videomaskfeat.masking import varied
 from videomaskfeat.methods.method import check_mask_grid
 from videomaskfeat.methods.teaching import Colors, Comparison, Local, PairMethod, build_group

@@ -16,7 +16,7 @@ from videomaskfeat.engine.optim import LinearRamp
 from videomaskfeat.engine.teacher import Monitor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.losses import masked_l1, masked_smooth_l1, visible_smooth_l1
+from videomaskfeat.losses.masked import masked_l1, masked_smooth_l1, visible_smooth_l1
 from videomaskfeat.masking import EXACT, is_exact
 from videomaskfeat.methods.method import check_mask_grid
 from videomaskfeat.methods.teaching import Comparison, TeacherMethod

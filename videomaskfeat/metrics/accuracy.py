@@ -153,7 +153,7 @@ def _check(scores: np.ndarray, labels: np.ndarray) -> None:
 def action_scores(logits: Tensor, poses: Tensor | None = None) -> Tensor:
     """Probability of each action per box: logits float [R, L] -> float32 [R, L] in 0..1 (float64 stays).
 
-    ``poses``, bool [L], marks mutually exclusive actions, trained with `losses.pose_cross_entropy`: their
+    ``poses``, bool [L], marks mutually exclusive actions, trained with `pose_cross_entropy`: their
     probabilities sum to 1. None if all actions are independent.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -25,7 +25,7 @@ class LoadReport:
         unused: weights in the file that the model does not have.
         reset: those of ``new`` that have another shape in the file, such as a layer for other classes.
         inflated: made from an image model's stem and positions.
-        inflation: "repeated" or "centered": see :func:`~videomaskfeat.models.positions.inflate_images`; empty
+        inflation: "repeated" or "centered": see :func:`~videomaskfeat.models.inflation.inflate_images`; empty
             if nothing was inflated.
         prefix: common prefix of all names in the file, such as "module.", that was removed.
         key: key of the weights in a checkpoint; empty if the file contains only weights.

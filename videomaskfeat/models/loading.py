@@ -23,19 +23,10 @@ from videomaskfeat import import_object
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import Encoder, as_triple
+from videomaskfeat.models.inflation import Inflate, inflate_images
 from videomaskfeat.models.load_report import LoadReport, list_names
 from videomaskfeat.models.outlines import other_encoder
-from videomaskfeat.models.positions import (
-    CLASS,
-    FIXED,
-    SPACE,
-    TABLE,
-    TIME,
-    Inflate,
-    fixed_positions,
-    inflate_images,
-    joint_positions,
-)
+from videomaskfeat.models.positions import CLASS, FIXED, SPACE, TABLE, TIME, fixed_positions, joint_positions
 from videomaskfeat.models.weights import (
     Weights,
     created_as,
@@ -375,7 +366,7 @@ def load_into(
         allow_reset: names or patterns that may have another shape in ``state``: the model keeps its initial
             values, for example of a layer for other classes.
         leave_out: names or patterns in ``state`` that are neither used nor reported.
-        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.positions.inflate_images`.
+        inflate: "repeated" or "centered"; see :func:`~videomaskfeat.models.inflation.inflate_images`.
         source: name of ``state`` in error messages, such as its path.
 
     Raises:

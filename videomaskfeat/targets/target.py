@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from videomaskfeat.grid import TokenGrid, resize_mask
-from videomaskfeat.losses import (
+from videomaskfeat.losses.masked import (
     masked_cosine,
     masked_cross_entropy,
     masked_l1,

@@ -12,7 +12,7 @@ from torch import Tensor
 from videomaskfeat.engine.optim import layers_behind
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.losses import masked_mse
+from videomaskfeat.losses.masked import masked_mse
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
 from videomaskfeat.models.hiera import group_units, pool_units, ungroup_units

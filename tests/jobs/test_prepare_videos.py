@@ -43,21 +43,21 @@ def _key_frames(path: Path) -> list[int]:
 
 def test_every_frame_is_kept_in_order_at_the_new_size_without_sound(tmp_path: Path) -> None:
     source = write_video(tmp_path / "a.mp4", audio=True, group=48)
-    made = prepare_video(str(source), str(tmp_path / "b.mp4"), HALF)
-    assert (made.frames, made.fps, made.size) == (48, 30.0, (48, 32))
+    prepared = prepare_video(str(source), str(tmp_path / "b.mp4"), HALF)
+    assert (prepared.frames, prepared.fps, prepared.size) == (48, 30.0, (48, 32))
     assert _numbers(tmp_path / "b.mp4") == list(range(48))
     assert _key_frames(tmp_path / "b.mp4") == [0, 12, 24, 36]
     with av.open(str(tmp_path / "b.mp4")) as container:
         assert not container.streams.audio
-    assert made.bytes == (source.stat().st_size, (tmp_path / "b.mp4").stat().st_size)
+    assert prepared.bytes == (source.stat().st_size, (tmp_path / "b.mp4").stat().st_size)
     # The PSNR of the eight compared frames, computed here from whole arrays.
     places = np.round(np.linspace(0, 47, 8)).astype(int)
     with open_video(source, "pyav") as old, open_video(tmp_path / "b.mp4", "pyav") as new:
         before, after = old.read(places), new.read(places)
     resized = [cv2.resize(picture, (48, 32), interpolation=cv2.INTER_AREA) for picture in before]
     errors = ((after.astype(float) - np.stack(resized)) ** 2).mean(axis=(1, 2, 3))
-    assert made.psnr == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-9)  # the same sums
-    assert made.psnr > 25
+    assert prepared.psnr == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-9)  # the same sums
+    assert prepared.psnr > 25
 
 
 def test_psnr_of_known_differences() -> None:
@@ -87,21 +87,23 @@ def test_small_frames_keep_their_pixels() -> None:
 
 def test_rotation_becomes_pixels(tmp_path: Path) -> None:
     source = write_video(tmp_path / "phone.mp4", frames=5, rotation=-90)
-    made = prepare_video(str(source), str(tmp_path / "b.mp4"), Encoding(short_side=None))
+    prepared = prepare_video(str(source), str(tmp_path / "b.mp4"), Encoding(short_side=None))
     with PyAvReader(str(tmp_path / "b.mp4")) as new, PyAvReader(str(source)) as old:
-        assert made.size == (64, 96) == (new.info.width, new.info.height)
+        assert prepared.size == (64, 96) == (new.info.width, new.info.height)
         assert (new.info.rotation_degrees, old.info.rotation_degrees) == (0, 90)
-    assert made.psnr > 25  # against the rotated frames
+    assert prepared.psnr > 25  # against the rotated frames
 
 
 def test_variable_rate_becomes_constant(tmp_path: Path) -> None:
     """Frames of 100 ms and, from frame 4 on, 25 ms: at 40 per second the first four are repeated."""
     times = [0, 100, 200, 300, *range(400, 600, 25)]
     source = write_video(tmp_path / "a.mkv", frames=12, milliseconds=times, b_frames=0)
-    made = prepare_video(str(source), str(tmp_path / "b.mp4"), Encoding(short_side=None, fps=40.0))
-    nearest = [min(range(12), key=lambda i: (abs(times[i] - 25 * k), -i)) for k in range(made.frames)]
+    prepared = prepare_video(str(source), str(tmp_path / "b.mp4"), Encoding(short_side=None, fps=40.0))
+    nearest = [min(range(12), key=lambda i: (abs(times[i] - 25 * k), -i)) for k in range(prepared.frames)]
     assert _numbers(tmp_path / "b.mp4") == nearest
-    assert made.frames == pytest.approx(24, abs=1)  # the container does not store the end of the last frame
+    assert prepared.frames == pytest.approx(
+        24, abs=1
+    )  # the container does not store the end of the last frame
     with PyAvReader(str(tmp_path / "b.mp4")) as video:
         assert not video.info.variable_frame_rate
         assert video.fps == 40
@@ -136,7 +138,7 @@ def test_a_full_disk_stops_the_command(tmp_path: Path, full_disk: object) -> Non
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three videos, one of which is damaged, in a list with labels."""
+    """Three videos in a list with labels; one is damaged."""
     (tmp_path / "in/day 2").mkdir(parents=True)
     write_video(tmp_path / "in/a.mp4", frames=6)
     write_video(tmp_path / "in/day 2/b.avi", frames=6, codec="mjpeg", pixels="yuvj420p", b_frames=0)
@@ -177,8 +179,8 @@ def test_multi_label_lists_and_folders(folder: Path) -> None:
     prepare_videos(str(folder / "in/train.csv"), str(folder / "out"), encoding=HALF)
     assert [one.labels for one in load_records(folder / "out/train.csv")] == [(3, 7), ()]
     (folder / "in/train.csv").unlink()
-    made = prepare_videos(str(folder / "in"), str(folder / "other"), encoding=HALF)
-    assert made.path == str(folder / "other/in.csv")
+    prepared = prepare_videos(str(folder / "in"), str(folder / "other"), encoding=HALF)
+    assert prepared.path == str(folder / "other/in.csv")
     assert (folder / "other/in.csv").read_text().splitlines() == ["videos/a.mp4", '"videos/day 2/b.mp4"']
 
 
@@ -211,8 +213,8 @@ def test_command_continues_after_a_kill(tmp_path: Path) -> None:
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     (out / "videos/.5.mp4.1-1.tmp").write_bytes(b"half")
-    kept = [json.loads(line)["source"] for line in (out / "prepared.jsonl").read_text().splitlines()[1:]]
-    made = prepare_videos(str(tmp_path / "in"), str(out), encoding=HALF)
-    assert made.earlier == len(kept)
+    finished = [json.loads(line)["source"] for line in (out / "prepared.jsonl").read_text().splitlines()[1:]]
+    prepared = prepare_videos(str(tmp_path / "in"), str(out), encoding=HALF)
+    assert prepared.earlier == len(finished)
     assert sorted(path.name for path in (out / "videos").iterdir()) == [f"{n}.mp4" for n in range(6)]
     assert all(_numbers(path) == list(range(24)) for path in (out / "videos").iterdir())

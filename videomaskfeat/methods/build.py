@@ -247,7 +247,7 @@ def _dataset(
     )
     check_frames(records, clip.frames)
     crop = RandomResizedCrop(
-        clip.crop,
+        method.recipe.clip.crop,
         area=(clip.crop_area[0], clip.crop_area[1]),
         aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
         flip=clip.flip,

@@ -214,7 +214,7 @@ class Method(ABC):
             UserError: the clip or the mask is impossible.
         """
         clip = self.recipe.clip
-        transform: ClipTransform = UniformCrop(clip.crop, clip.crop) if heldout else crop
+        transform: ClipTransform = UniformCrop(clip.crop, clip.short_side) if heldout else crop
         return PretrainClips(
             records,
             sampler=clip.frame_sampler(clip_indices_middle if heldout else clip_indices_random),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.errors import unknown_name
+from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.encoder_base import as_triple
 from videomaskfeat.models.maskfeat import MaskedModel
@@ -60,6 +60,14 @@ _PURPOSES = {
 }
 
 
+def _similar(words: str) -> list[str]:
+    """At most four names that contain some of the words between underscores."""
+    own = set(words.split("_")) - {""}
+    scores = {name: len(own & set(name.split("_"))) for name in MODELS}
+    best = max(scores.values())
+    return [name for name in sorted(scores) if best and scores[name] == best][:4]
+
+
 def list_facts(pattern: str = "*") -> list[ModelFacts]:
     """The facts of the models whose names match a pattern, see ``list_models``, from the file sizes.json.
 
@@ -68,7 +76,11 @@ def list_facts(pattern: str = "*") -> list[ModelFacts]:
     """
     names = list_models(pattern)
     if not names:
-        raise unknown_name("model", pattern, MODELS)
+        words = pattern.strip("*")
+        close = nearest(words, MODELS) or (
+            f"; similar names: {', '.join(similar)}" if (similar := _similar(words)) else ""
+        )
+        raise UserError(f"no model matches {pattern!r}{close}; `videomaskfeat models` lists all")
     with open(Path(__file__).with_name("sizes.json"), encoding="utf-8") as file:
         sizes: dict[str, tuple[int, int]] = json.load(file)
     return [

@@ -212,6 +212,8 @@ MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
 MODELS["hiera_encoder"] = NamedModel((HIERA,), HIERA_SIZES["b"])
 
 
+SIZES = ("pico", "nano", "s", "b", "l", "h")
+"""Sizes in the names of models, ascending."""
 PLUGIN_HEADS = {"maskfeat": MASKFEAT, "classifier": CLASSIFIER, "detector": DETECTOR}
 """Heads of a plug-in encoder by the third part of its name, ``package.module:Class:HEAD``."""
 
@@ -257,6 +259,29 @@ def with_default_head(name: str, head: str) -> str:
     headed = (CLASSIFIER, DETECTOR, "videomaskfeat.models.maskfeat:MaskedModel")
     has_head = issubclass(named_model(name).build, tuple(import_object(entry) for entry in headed))
     return name if has_head else f"{name}:{head}"
+
+
+def model_of_size(name: str, size: str) -> str:
+    """The name of the model of another size, of the same family and kind.
+
+    >>> model_of_size("maskfeat_mvitv2_s", "nano")
+    'maskfeat_mvitv2_nano'
+
+    Raises:
+        UserError: the family has no such size, or no sizes.
+    """
+    words = name.split("_")
+    place = next((place for place, word in enumerate(words) if word in SIZES), None)
+    if name not in MODELS or place is None:
+        raise UserError(
+            f"model.name {name!r} has no sizes; set model.name to a model of `videomaskfeat models`"
+        )
+    names = {one: "_".join([*words[:place], one, *words[place + 1 :]]) for one in SIZES}
+    known = {one: other for one, other in names.items() if other in MODELS}
+    if size not in known:
+        family = "_".join([*words[:place], "SIZE", *words[place + 1 :]])
+        raise UserError(f"size {size!r} is unknown; the sizes of {family} are {', '.join(known)}")
+    return known[size]
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -45,15 +45,16 @@ def classifier(title: str, source: Source) -> Converted:
     state = _with_time(source.state)
     arguments, image = _arguments(source, state, q_pool=3)
     clip, assumed = _clip(source, arguments, image=image)
+    side = arguments["clip_size"][1]
     weight = state.get("head.projection.weight")
     if weight is None:
-        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=side)
         arguments |= {"mean_first": True, "final_norm": "norm.weight" in state}
         return Converted(title, "hiera_encoder", arguments, state, recipe, assumed=assumed)
     if image:
-        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=round(clip.crop / 0.875))
+        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=round(side / 0.875))
     else:
-        recipe = ClassifyRecipe(clip, views=5, crops=3, short_side=clip.crop)
+        recipe = ClassifyRecipe(clip, views=5, crops=3, short_side=side)
         assumed += ("evaluate.views 5", "evaluate.crops 3")
     arguments |= {"classes": weight.shape[0], "head": "mean"}
     return Converted(title, _name(arguments, image=image), arguments, state, recipe, assumed=assumed)

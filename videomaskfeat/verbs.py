@@ -718,6 +718,7 @@ class ImportWeightsOptions:
         "format of the weights: auto, or a name of docs/how_to/other_weights.md, such as vjepa2",
         flag="from",
     )
+    probe: str | None = key(None, "attentive probe of a V-JEPA encoder", null="no head")
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key("", "key of the weights in the checkpoint; empty: the usual one")
     heads: int | None = key(None, "number of attention heads", least=1, null="as in published models")

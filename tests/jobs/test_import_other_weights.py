@@ -110,6 +110,15 @@ def test_mistakes_are_refused(golden: Path, tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "other").exists()
 
 
+SUPPORTED = [name for name, one in FORMATS.items() if one.convert is not None]
+
+
+def test_readme_has_the_table_of_the_code() -> None:
+    readme = (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (.+) \| `videomaskfeat import-weights FILE OUT --from ([\w.-]+)` \|$", readme)
+    assert rows == [(FORMATS[name].title, name) for name in SUPPORTED]
+
+
 def test_table_of_the_page_is_the_table_of_the_code() -> None:
     rows = re.findall(r"(?m)^\| `([\w.-]+)` \| (.*?) \| (yes|no) \|", PAGE.read_text(encoding="utf-8"))
     table = [(name, one.title, "yes" if one.convert else "no") for name, one in FORMATS.items()]

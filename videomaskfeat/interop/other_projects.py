@@ -47,6 +47,11 @@ FORMATS: dict[str, Format] = {
         lambda source: vjepa.is_original(source) and not source.has("norms_block.0.weight"),
         vjepa.second,
     ),
+    "vjepa-probe": Format(
+        "V-JEPA attentive probe, a head without its encoder",
+        vjepa.is_probe,
+        reason="import its encoder with `videomaskfeat import-weights ENCODER OUT --probe FILE`",
+    ),
     "vjepa2-transformers": Format(
         "V-JEPA 2 of transformers",
         lambda source: source.has("*.encoder.embeddings.patch_embeddings.proj.weight"),
@@ -190,6 +195,16 @@ def convert(
             raise
         what = f"{error} is missing" if isinstance(error, KeyError) else f"it has unexpected values ({error})"
         raise UserError(f"{path}: read as {chosen.title}, but {what}; use the complete checkpoint") from error
+
+
+def add_probe(encoder: Converted, path: str, state: Mapping[str, Tensor], **choices: Any) -> Converted:
+    """A classifier from a converted encoder of V-JEPA and its attentive probe, the weights in ``path``.
+
+    Raises:
+        UserError: the probe is not one of this encoder.
+    """
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    return vjepa.with_probe(encoder, Source(path, _without_wrappers(state), choices=chosen))
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -35,7 +35,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sample_factors import load_digits
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import LoopOptions
-from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.loop import Training, train
 from videomaskfeat.engine.run import build_optimizer, build_schedule
 from videomaskfeat.methods import method_class
 from videomaskfeat.methods.build import build_method
@@ -221,21 +221,23 @@ def learn(name: str, *, seed: int, data: tuple[Digits, Digits], steps: int | Non
     started = time.perf_counter()
     with digit_loader(method, training.clips, seed=seed) as loader, tempfile.TemporaryDirectory() as folder:
         train(
-            model=method.student,
-            step=step,
-            loader=loader,
-            optimizer=build_optimizer(config.optim, method.student, base_lr=schedule.base_lr),
-            learning_rate=schedule,
-            folder=folder,
-            device=torch.device("cpu"),
-            before_step=method.before_step,
-            after_step=method.after_step,
-            options=LoopOptions(
-                epochs=config.optim.epochs,
-                clip_norm=config.optim.gradient_clip,
-                unit="clips",
-                loggers=(),
-            ),
+            Training(
+                model=method.student,
+                step=step,
+                loader=loader,
+                optimizer=build_optimizer(config.optim, method.student, base_lr=schedule.base_lr),
+                learning_rate=schedule,
+                folder=folder,
+                device=torch.device("cpu"),
+                before_step=method.before_step,
+                after_step=method.after_step,
+                options=LoopOptions(
+                    epochs=config.optim.epochs,
+                    clip_norm=config.optim.gradient_clip,
+                    unit="clips",
+                    loggers=(),
+                ),
+            )
         )
     seconds = time.perf_counter() - started
     after = probe(method, training, test)

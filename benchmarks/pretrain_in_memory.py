@@ -28,7 +28,7 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.distributed import uses_bf16
-from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.loop import Training, train
 from videomaskfeat.engine.run import build_optimizer, build_schedule
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.machine import keep_freed_memory
@@ -159,20 +159,22 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         train(
-            model=network,
-            step=lambda batch: method.loss(network, batch),
-            loader=loader,
-            optimizer=optimizer,
-            learning_rate=schedule,
-            folder=folder,
-            device=place,
-            options=LoopOptions(
-                epochs=config.optim.epochs,
-                clip_norm=config.optim.gradient_clip,
-                precision="bf16" if bf16 else "fp32",
-                unit="clips",
-                loggers=(),
-            ),
+            Training(
+                model=network,
+                step=lambda batch: method.loss(network, batch),
+                loader=loader,
+                optimizer=optimizer,
+                learning_rate=schedule,
+                folder=folder,
+                device=place,
+                options=LoopOptions(
+                    epochs=config.optim.epochs,
+                    clip_norm=config.optim.gradient_clip,
+                    precision="bf16" if bf16 else "fp32",
+                    unit="clips",
+                    loggers=(),
+                ),
+            )
         )
         seconds = time.perf_counter() - started
         lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -102,7 +102,7 @@ def measure(encoder: Encoder, run: Path) -> dict[str, float]:
 
 def clips_of(encoder: Encoder, path: str, clip: ClipRecipe) -> Clips:
     """Features, colors and labels of a list."""
-    recipe = ClassifyRecipe(clip=clip, views=TIMES, crops=1, short_side=clip.crop)
+    recipe = ClassifyRecipe(clip=clip, views=TIMES, crops=1, short_side=clip.short_side)
     views = build_views(load_records(path, labels="yes"), recipe)
     on_grid = functools.partial(encoder.features, pooled=False)  # [B, t, h, w, D]
     network = ClipPass(on_grid, clip, Machine("cpu"))

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from videomaskfeat.cli import CommandLine
 from videomaskfeat.config import SPELLINGS
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
@@ -333,3 +335,61 @@ def test_invalid_detect_recipe_is_refused() -> None:
         DetectRecipe(DETECT_CLIP, {5: "bend"}, 4)
     with pytest.raises(UserError, match="action 9 is out of range"):
         DetectRecipe(DETECT_CLIP, {1: "bend"}, 4, poses=(9,))
+
+
+def finetune_config(*arguments: str, verb: str = "finetune") -> Any:
+    return CommandLine(verb).read(list(arguments))
+
+
+def test_fine_tuning_takes_clips_from_its_weights(tmp_path: Path) -> None:
+    clip = ClipRecipe(8, 2, 112, target_fps=None, mean=(0.5, 0.4, 0.3), std=0.25)
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: PretrainRecipe(clip).to_json()})
+    weights = f"model.weights={path}"
+    config = finetune_config(weights)
+    values = [config.clip.frames, config.clip.stride, config.clip.target_fps, config.clip.crop]
+    assert values == [8, 2, None, 112]
+    assert (config.clip.mean, config.clip.std) == ([0.5, 0.4, 0.3], 0.25)
+    # The defaults, 256 to 320 and 256 pixels, belong to a crop of 224.
+    assert (config.clip.short_side, config.evaluate.short_side) == ([128, 160], 128)
+    assert describe_inherited(str(path), ClipRecipe.of(config.clip)) == [
+        f"weights   frames, stride, crop and normalization of clips are those of {path}"
+    ]
+    config = finetune_config(weights, "clip.frames=4", "clip.crop=64", "evaluate.short_side=64")
+    assert (config.clip.frames, config.clip.stride, config.clip.crop) == (4, 2, 64)
+    assert (config.clip.short_side, config.evaluate.short_side) == ([256, 320], 64)
+    (line,) = describe_inherited(str(path), ClipRecipe.of(config.clip))
+    assert line.endswith(f"those of {path}: clip.frames 4 instead of 8, clip.crop 64 instead of 112")
+    (tmp_path / "c.yaml").write_text(f"clip:\n  stride: 3\nmodel:\n  weights: {path}\n")
+    config = finetune_config("--config", str(tmp_path / "c.yaml"))
+    assert (config.clip.frames, config.clip.stride) == (8, 3)
+    assert finetune_config("model.weights=missing.safetensors").clip.frames == 16
+    detect = finetune_config(weights, verb="detect-train")
+    assert (detect.clip.frames, detect.clip.short_side, detect.evaluate.short_side) == (8, [128, 160], 112)
+
+
+def test_short_side_is_that_of_the_views_of_a_classifier(tmp_path: Path) -> None:
+    recipe = ClassifyRecipe(ClipRecipe(8, 2, 64), short_side=72).to_json()
+    path = write(tmp_path / "a.safetensors", {CLASSIFY_KEY: recipe})
+    assert finetune_config(f"model.weights={path}").evaluate.short_side == 72
+    assert finetune_config(f"model.weights={path}", verb="detect-train").evaluate.short_side == 64
+    recipe = DetectRecipe(ClipRecipe(8, 2, 64), {1: "stand"}, 1, short_side=80).to_json()
+    path = write(tmp_path / "b.safetensors", {DETECT_KEY: recipe})
+    assert finetune_config(f"model.weights={path}", verb="detect-train").evaluate.short_side == 80
+
+
+def test_videos_take_no_times_from_weights_of_pictures(tmp_path: Path) -> None:
+    recipe = PretrainRecipe(ClipRecipe(1, 1, 112, mean=0.5)).to_json()
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: recipe})
+    clip = finetune_config(f"model.weights={path}").clip
+    assert (clip.frames, clip.stride, clip.crop, clip.mean) == (16, 4, 112, 0.5)
+
+
+def test_resumed_run_keeps_the_clips_of_its_folder(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.safetensors", {METADATA_KEY: PretrainRecipe(ClipRecipe(8, 2, 64)).to_json()})
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
+    (tmp_path / "run/config.yaml").write_text("clip:\n  frames: 4\n")
+    arguments = [f"model.weights={path}", f"run.folder={tmp_path / 'run'}"]
+    assert finetune_config(*arguments).clip.frames == 8
+    (tmp_path / "run/checkpoints/step_1.pt").write_text("")
+    clip = finetune_config(*arguments).clip
+    assert (clip.frames, clip.crop) == (4, 224)  # the crop by the default of that time

@@ -21,8 +21,9 @@ from dataclasses import field, make_dataclass
 from typing import Any, NoReturn
 
 from videomaskfeat import __version__
-from videomaskfeat.config import Key, Override, current_name, keys_of, load_config
+from videomaskfeat.config import Key, Override, current_name, keys_of, load_config, locate_config
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, nearest
+from videomaskfeat.io import open_file
 from videomaskfeat.machine import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
 from videomaskfeat.terminal import (
@@ -35,10 +36,11 @@ from videomaskfeat.terminal import (
     one_line,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.verbs import ARGUMENTS, VERBS
+from videomaskfeat.verbs import ARGUMENTS, SIZED, TRAININGS, VERBS, choose_size, inherit_clip
 
 logger = logging.getLogger(__name__)
 _OVERVIEW = "Masked video pre-training: hide spacetime cubes of a video, predict their content."
+_LONGEST_HEADER = 4000  # characters of a config that may contain the line of its command
 _OPTION_WORD = "--\0"  # argparse's name of a word ``option=VALUE``; no user can type it
 
 
@@ -150,19 +152,33 @@ class CommandLine:
         overrides = {one.name: one for one in options.overrides}
         for one in self._loose_overrides([*options.words, *arguments[cut + 1 :]], set(overrides)):
             overrides[one.name] = one
-        path = getattr(options, "yaml", None)
+        path, line = getattr(options, "yaml", None), self
         if path:
             schema = next(filter(lambda one: _accepts(one, path), self.schemas), self.schema)
             if schema is not self.schema and not self.section:
-                return CommandLine(self.verb, schema).read_config(path, overrides)
-        return self.read_config(path, overrides)
+                line = CommandLine(self.verb, schema)
+        config = line.read_config(path, overrides)
+        if size := getattr(options, "size", None):
+            name, text = choose_size(config, size)
+            logger.info(text)
+            overrides["model.name"] = Override("model.name", name, f"--size {size}")
+            config = line.read_config(path, overrides)
+        return config
 
     def read_config(self, path: str | None, overrides: dict[str, Override]) -> Any:
         """The config of a file and overrides by name."""
+        stated = _stated_verb(path) if path else ""
+        if stated and stated != self.verb and self.verb in TRAININGS:
+            raise UserError(
+                f"{path} is a config of {stated}, as its line `# Command` states: use `videomaskfeat "
+                f"{stated}`, another config, or change that line"
+            )
         try:
-            config: Any = load_config(self.schema, path, overrides.values(), log=logger.info)
+            config: Any = load_config(
+                self.schema, path, overrides.values(), log=logger.info, inherit=inherit_clip
+            )
         except UserError as error:
-            other = self._verb_of_config(path) if path and f"{path}: unknown" in str(error) else ""
+            other = self._verb_of_config(path) if path and ": unknown " in str(error) else ""
             if not other:
                 raise
             raise UserError(
@@ -184,6 +200,7 @@ class CommandLine:
         """Mark the words ``option=VALUE``, so that argparse keeps the order of words and flags."""
         single = [
             "--config",
+            "--size",
             *(flag for flag, one in self._flags().items() if _kind(one) not in (bool, list)),
         ]
         for before, word in zip(["", *arguments], arguments, strict=False):
@@ -225,6 +242,7 @@ class CommandLine:
         if name in self.names and not self.flagged:
             return f"; write {name}=VALUE"
         flags = [*self._flags(), "--help", "--keys", *([] if self.section else ["--config"])]
+        flags += ["--size"] if self.verb in SIZED else []
         close = nearest(name, [flag.removeprefix("--") for flag in flags]).replace("'", "'--", 1)
         return f"{close}{self._see_help}"
 
@@ -236,11 +254,14 @@ class CommandLine:
         """The parser; it collects the options as ``overrides`` and all other arguments as ``words``."""
         summary, examples = _help(self.verb)
         names = [one.name.partition(".")[2].upper() for one in self.positional]
+        optional = [
+            f"[{name}]" if one.value else name for name, one in zip(names, self.positional, strict=True)
+        ]
         spelling = "--option VALUE | option=VALUE" if self.flagged else "section.key=VALUE"
         config = [] if self.section else ["[--config YAML]"]
         parser = _Parser(
             prog=f"videomaskfeat {self.verb}",
-            usage=" ".join(["%(prog)s", *config, *names, f"[{spelling} ...]"]),
+            usage=" ".join(["%(prog)s", *config, *optional, f"[{spelling} ...]"]),
             description=f"{summary}\n\nIf an option is set twice, the last one wins.",
             epilog=examples,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -262,7 +283,8 @@ class CommandLine:
         flags = self._flags()
         sections = dict.fromkeys(one.section for one in flags.values())
         for section in reversed(sections) if self.section else sections:  # a class before its bases
-            group = parser.add_argument_group((section.__doc__ or "").partition("\n")[0].rstrip("."))
+            title = (section.__doc__ or "").partition("\n")[0].rstrip(".")
+            group = parser if title == "options" else parser.add_argument_group(title)
             for flag, one in flags.items():
                 if one.section is section:
                     _add_flag(group, flag, one)
@@ -272,6 +294,12 @@ class CommandLine:
                 dest="yaml",
                 metavar="YAML",
                 help="config file: keys that differ from the defaults",
+            )
+        if self.verb in SIZED:
+            parser.add_argument(
+                "--size",
+                metavar="SIZE",
+                help="size of the model within its family: pico, nano, s, b, l, ...; replaces model.name",
             )
         parser.add_argument("--keys", action="store_true", help="list every key with its default, and stop")
         return parser
@@ -352,6 +380,17 @@ def _help(verb: str) -> tuple[str, str]:
     summary, _, examples = inspect.cleandoc(VERBS[verb].__doc__ or "").partition("\n\n")
     indent = "" if examples.startswith("  ") else "  "
     return summary.replace("\n", " "), f"examples:\n{textwrap.indent(examples, indent)}"
+
+
+def _stated_verb(path: str) -> str:
+    """The verb in the line ``# Command`` of a config; empty without such a line."""
+    try:
+        with open_file(locate_config(path)) as file:
+            head = file.read(_LONGEST_HEADER)
+    except (UserError, UnicodeDecodeError, OSError):  # reading the config reports it
+        return ""
+    match = re.search(r"^# Command:.*?videomaskfeat ([a-z-]+) --config ", head, re.MULTILINE)
+    return match.group(1) if match and match.group(1) in VERBS else ""
 
 
 def _accepts(schema: type, path: str) -> bool:

@@ -322,11 +322,15 @@ def load_config(
     overrides: Iterable[str | Override] = (),
     *,
     log: Callable[[str], None] = lambda line: None,
+    inherit: Callable[[Any, Collection[str]], Mapping[str, Any]] = lambda config, names: {},
 ) -> T:
     """Read a config: the schema's defaults, then the YAML file, then ``section.key=value`` overrides.
 
     ``target: pixels`` sets the ``name`` of a section. The file's ``arguments`` belong to the file's name and
     are dropped if an override sets another one. ``log`` receives a line about this, and about a former name.
+
+    ``inherit`` receives the config and the names of the keys that the file and the overrides set, and returns
+    values for others.
 
     A config that does not exist is taken from the package, see :func:`locate_config`.
 
@@ -348,8 +352,11 @@ def load_config(
         if not one.literal
     ]
     parsed = [replace(one, name=current_name(schema, one.name)) for one in parsed]
+    own = {one.name for one in parsed}
     if path:
-        _merge(tree, _expand(_rename(_read_file(path), schema, path, log), tree, path))
+        layer = _expand(_rename(_read_file(path), schema, path, log), tree, path)
+        own |= {f"{section}.{item}" for section, items in layer.items() for item in items}
+        _merge(tree, layer)
         for line in _drop_arguments_of_others(tree, [layer for _, layer in layers]):
             log(f"{path}: {line}")
     for _, layer in layers:
@@ -373,6 +380,10 @@ def load_config(
         if override.literal:
             _set(config, override.name, known[override.name].rules.present_choice(override.value))
     check_config(config, lambda name: f"{setter(name)}: ", complete=False)
+    own |= {f"{section}.{item}" for _, layer in layers for section, items in layer.items() for item in items}
+    for name, value in inherit(config, own).items():
+        if name not in own:
+            _set(config, name, value)
     return config
 
 

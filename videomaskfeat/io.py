@@ -7,7 +7,7 @@ import hashlib
 import os
 import stat
 import threading
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -145,6 +145,32 @@ def free_name(name: str, taken: Set[str]) -> str:
     """The name, with a number appended if it is taken: videos of two folders may have the same name."""
     numbered = (f"{name}_{number}" for number in range(2, len(taken) + 3))
     return next(free for free in (name, *numbered) if free not in taken)
+
+
+def output_paths(out: str | os.PathLike[str], inputs: Iterable[str], ending: str = "") -> list[Path]:
+    """``out/NAME`` with the ending for each input file, without its extension; equal names are numbered."""
+    names: list[str] = []
+    for path in inputs:
+        names.append(free_name(f"{Path(path).stem}{ending}", set(names)))
+    return [Path(out, name) for name in names]
+
+
+def check_outputs(paths: Iterable[str | os.PathLike[str]], *, overwrite: bool) -> None:
+    """Refuse to replace files of an earlier result; call it before the work.
+
+    This is the rule of all commands that write results, see docs/reference/run_folder.md. Devices and pipes
+    are no results.
+
+    Raises:
+        UserError: a file exists, and ``overwrite`` is not set.
+    """
+    existing = [] if overwrite else [os.fspath(path) for path in paths if is_file(path)]
+    if existing:
+        more = f" (and {len(existing) - 1} more)" if len(existing) > 1 else ""
+        raise UserError(
+            f"{existing[0]} exists{more}: it is the output of an earlier command; choose another output, or "
+            "add --overwrite to replace it"
+        )
 
 
 def append_text(path: str | os.PathLike[str], text: str) -> None:

@@ -71,7 +71,7 @@ class ClipRecipe:
     Attributes:
         frames: frames per clip.
         stride: frame stride, in frames at ``target_fps``.
-        crop: height and width in pixels.
+        crop: height and width in pixels: one number for a square, or (height, width).
         target_fps: frame rate for ``stride``; None: the video's own.
         short_video: policy for videos shorter than a clip: clamp, loop or error.
         mean: mean for the normalization of pixels in 0..1; see :data:`ChannelValues`.
@@ -84,7 +84,7 @@ class ClipRecipe:
 
     frames: int
     stride: float
-    crop: int
+    crop: int | tuple[int, int]
     target_fps: float | None = 30.0
     short_video: str = "clamp"
     mean: ChannelValues = 0.45
@@ -99,7 +99,12 @@ class ClipRecipe:
     @property
     def size(self) -> tuple[int, int, int]:
         """Frames, rows and columns of a clip."""
-        return (self.frames, self.crop, self.crop)
+        return (self.frames, *sides_of_crop(self.crop))
+
+    @property
+    def short_side(self) -> int:
+        """The shorter one of height and width, in pixels."""
+        return min(self.size[1:])
 
     def frame_sampler(self, sample_indices: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
         """Build the sampler of frames: (number of frames, fps, rng=generator) -> indices [T].
@@ -125,11 +130,13 @@ class ClipRecipe:
             raise UserError(f"std {self.std} must be above 0: pixels are divided by it")
         if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
             raise UserError(f"mean {mean} and std {std} must have the same number of channels")
-        if isinstance(self.frames, int) and isinstance(self.crop, int):
-            pixels = self.frames * self.crop**2
+        height, width = sides_of_crop(self.crop)
+        object.__setattr__(self, "crop", height if height == width else (height, width))
+        if isinstance(self.frames, int):
+            pixels = self.frames * height * width
             if pixels > _LARGEST_CLIP:
                 raise UserError(
-                    f"a clip of {self.frames} frames of {self.crop}x{self.crop} has {pixels} pixels; the "
+                    f"a clip of {self.frames} frames of {height}x{width} has {pixels} pixels; the "
                     f"maximum is {_LARGEST_CLIP}: use a smaller crop, or fewer frames"
                 )
         object.__setattr__(self, "mean", mean)  # tuples instead of the lists of configs and JSON
@@ -207,7 +214,7 @@ class PretrainRecipe:
         if any(step < 1 or length % step for length, step in zip(size, cell, strict=True)):
             raise UserError(
                 f"mask.cell {list(cell)} does not tile a clip of {size[0]} frames and {size[1]}x{size[2]} "
-                "pixels: its sizes must divide those of the clip (clip.frames, clip.crop, clip.crop)"
+                "pixels: its sizes must divide those of the clip (clip.frames, clip.crop)"
             )
         return TokenGrid(*(length // step for length, step in zip(size, cell, strict=True)))
 
@@ -310,7 +317,7 @@ class ClassifyRecipe:
         Changing to 3 crops sets the short side to the crop, as in all published results with 3 crops, so that
         the crops cover the frame.
         """
-        short_side = self.clip.crop if crops == 3 and self.crops != 3 else self.short_side
+        short_side = self.clip.short_side if crops == 3 and self.crops != 3 else self.short_side
         return dataclasses.replace(
             self,
             views=self.views if views is None else views,
@@ -396,6 +403,21 @@ class DetectRecipe:
             return build_dataclass(cls, fields, limits=LIMITS)
 
         return _parse(text, "detector's", parse)
+
+
+def sides_of_crop(crop: Any) -> tuple[int, int]:
+    """Height and width of ``clip.crop``: a number, or a list of two.
+
+    Raises:
+        UserError: it is neither.
+    """
+    sides = list(crop) if isinstance(crop, Sequence) and not isinstance(crop, str) else [crop, crop]
+    if len(sides) != 2 or any(not isinstance(side, int) or isinstance(side, bool) for side in sides):
+        raise UserError(
+            f"clip.crop {crop!r} is neither a number of pixels nor a list of height and width, such as "
+            "[224, 320]"
+        )
+    return sides[0], sides[1]
 
 
 def as_channel_values(value: Any, name: str) -> ChannelValues:
@@ -493,7 +515,7 @@ def read_testing_recipe(path: str | os.PathLike[str]) -> ClassifyRecipe:
             "give the weights.safetensors of a run, or a file written by `videomaskfeat import-slowfast` or "
             "`import-weights`"
         )
-    return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+    return ClassifyRecipe(clip, views=1, crops=1, short_side=clip.short_side)
 
 
 def compare_levels(

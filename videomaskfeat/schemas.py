@@ -81,7 +81,7 @@ class FramesConfig:
     frames: int = key(16, "frames per clip", least=1)
     stride: int = key(4, "frame stride, in frames at target_fps", least=1)
     target_fps: float | None = key(30.0, "frame rate of the stride; null: the video's own", above=0)
-    crop: int = key(224, "height and width of the clip", unit="pixels", least=1)
+    crop: Any = key(224, "height and width of the clip: a number, or [height, width]", unit="pixels", least=1)
     flip: float = key(0.5, "probability of a horizontal flip; 0 if left and right differ in meaning", **SHARE)
     mean: Any = key(0.45, "mean of pixels in 0..1 for normalization: a number, or one per channel")
     std: Any = key(0.225, "standard deviation for normalization: a number, or one per channel")
@@ -359,6 +359,11 @@ class ClassifierConfig(PretrainedModelConfig):
     )
     head: str = key(
         "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
+    )
+    lora: dict[str, Any] = key(
+        {},
+        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
+        "and the head are trained; empty: all weights are trained",
     )
 
 
@@ -652,12 +657,20 @@ class BatchOptions(MachineOptions):
 
 
 @dataclass
+class OutputOptions:
+    """output"""
+
+    overwrite: bool = key(False, "replace the files of an earlier result")
+
+
+@dataclass
 class DetectFiles:
     """files"""
 
     weights: str = key("", "weights of a detect-train run", positional=True, former="checkpoint")
     videos: list[str] = key([], "video files", positional=True)
     out: str = key(".", "folder for NAME_actions.*")
+    overwrite: bool = key(False, "replace the files of an earlier result")
 
 
 @dataclass

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ from videomaskfeat import import_object
 from videomaskfeat.config import key, shipped_configs
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
-from videomaskfeat.io import make_parent, whole_file
+from videomaskfeat.io import make_parent, open_file, whole_file
 from videomaskfeat.processes import started_by_verbs
 from videomaskfeat.schemas import (
     AREAS,
@@ -37,6 +37,7 @@ from videomaskfeat.schemas import (
     DetectVideoConfig,
     FinetuneConfig,
     MachineOptions,
+    OutputOptions,
     PretrainConfig,
     TokenizerConfig,
 )
@@ -114,6 +115,39 @@ class KeyFrameOptions:
 # Trainings, with a config each.
 
 
+def inherit_clip(config: Any, own: Collection[str]) -> Mapping[str, Any]:
+    """The clip settings of the initial weights of a fine-tuning or a detector."""
+    if not isinstance(config, FinetuneConfig | DetectConfig) or not config.model.weights:
+        return {}
+    from videomaskfeat.inference.clip_settings import inherited_settings
+
+    return inherited_settings(config, own)
+
+
+def choose_size(config: Any, size: str) -> tuple[str, str]:
+    """The name of the config's model in another size, and a line about it.
+
+    Raises:
+        UserError: the family of the model has no such size.
+    """
+    from videomaskfeat.models.zoo import arguments_of, model_of_size
+
+    name = model_of_size(config.model.name, size)
+    arguments = arguments_of(name)
+    frames, height, width = arguments["clip_size"]
+    decoder = ""
+    if "decoder_width" in arguments:
+        decoder = f", decoder of width {arguments['decoder_width']} and depth {arguments['decoder_depth']}"
+    line = (
+        f"size {size}: model.name is {name} (encoder of width {arguments['width']} and depth "
+        f"{arguments['depth']}{decoder}), made for clips of {frames}x{height}x{width}"
+    )
+    if (config.clip.frames, config.clip.crop) not in ((frames, height), (frames, [height, width])):
+        crop = height if height == width else [height, width]
+        line += f"; clip.frames={frames} clip.crop={crop} sets that size, the config has other clips"
+    return name, line
+
+
 def _exit_code(outcome: Any) -> int:
     """The exit code of a training that ended without an error.
 
@@ -131,6 +165,7 @@ def pretrain(config: PretrainConfig) -> int:
       videomaskfeat pretrain --config configs/pretrain/sample.yaml
       videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml \\
           data.train=k400/train.csv data.prefix=k400/videos run.folder=runs/s
+      videomaskfeat pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml --size l ...
       torchrun --nproc-per-node=8 -m videomaskfeat pretrain --config ... run.folder=runs/s
       videomaskfeat pretrain --keys        every key, its default and its meaning
     """
@@ -195,7 +230,10 @@ def compare(config: CompareConfig) -> int:
     from videomaskfeat.jobs.compare import compare
 
     names = [name.strip() for names in config.compare.only for name in names.split(",") if name.strip()]
-    print(printable(f"report  {compare(config, targets=names)}"))
+    page = compare(config, targets=names)
+    with open_file(page.with_name("table.md")) as table:
+        print(printable(table.read().rstrip()))
+    print(printable(f"report  {page}"))
     return DONE
 
 
@@ -271,7 +309,7 @@ def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 @dataclass
-class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions):
+class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions, OutputOptions):
     """files"""
 
     weights: str = key("", "weights of a fine-tuning run or of an import", positional=True)
@@ -318,6 +356,7 @@ def evaluate(options: EvaluateOptions) -> int:
             neighbors=Neighbors(options.knn, options.k, options.temperature) if options.knn else None,
             machine=_select_fields(Machine, options),
             submission=options.submission,
+            overwrite=options.overwrite,
             progress=update,
         )
     return _print_scores("evaluate", result.text, (f"{one.path}: {one.cause}" for one in result.failures))
@@ -331,7 +370,7 @@ def _print_scores(verb: str, text: str, failures: Iterable[str]) -> int:
 
 
 @dataclass
-class AverageScoresOptions:
+class AverageScoresOptions(OutputOptions):
     """files"""
 
     scores: list[str] = key([], "folders of evaluations, or their scores.npz", positional=True)
@@ -346,14 +385,16 @@ def average_scores(options: AverageScoresOptions) -> int:
     """
     from videomaskfeat.jobs.average_scores import average_files
 
-    result = average_files(options.scores, options.out, submission=options.submission)
+    result = average_files(
+        options.scores, options.out, submission=options.submission, overwrite=options.overwrite
+    )
     return _print_scores(
         "average-scores", result.text, (f"{one.path}: {one.cause}" for one in result.failures)
     )
 
 
 @dataclass
-class PredictOptions(ReadingOptions, ViewsOptions):
+class PredictOptions(ReadingOptions, ViewsOptions, OutputOptions):
     """files"""
 
     weights: str = key(
@@ -361,7 +402,14 @@ class PredictOptions(ReadingOptions, ViewsOptions):
     )
     videos: list[str] = key([], "videos or pictures, or folders with them", positional=True)
     top: int = key(5, "classes per video", least=1)
+    window: float | None = key(
+        None, "length of a window, each with its classes", unit="seconds", above=0, null="the whole video"
+    )
+    every: float | None = key(
+        None, "distance of the starts of two windows", unit="seconds", above=0, null="window"
+    )
     json: str | None = key(None, "JSON file; - prints JSON instead of text")
+    csv: str | None = key(None, "CSV file of path, start_seconds, end_seconds, label, name, probability")
     out: str | None = key(None, "folder for annotated videos (mp4 without sound)")
     workers: int = key(0, "number of loader processes; 0: the main process loads", least=0)
 
@@ -372,20 +420,23 @@ def predict(options: PredictOptions) -> int:
     videomaskfeat predict runs/s_k400/best.safetensors my_video.mp4
     videomaskfeat predict best.safetensors my_videos/ --top 3 --json labels.json --out labeled
     videomaskfeat predict best.safetensors *.mp4 --views 1 --json - | jq
+    videomaskfeat predict best.safetensors long.mp4 --window 2 --every 1 --csv times.csv --out labeled
     """
     from videomaskfeat.inference.multiview import Machine
-    from videomaskfeat.jobs.predict import Predictions, format_json, format_text, predict
+    from videomaskfeat.jobs.predict import Predictions, WindowPredictions, format_json, format_text, predict
 
-    def print_text(predictions: Predictions) -> None:
+    def print_text(predictions: Predictions | WindowPredictions) -> None:
         print(printable(format_text(predictions, options.top)), flush=True)
 
     groups = {"machine": Machine}
     if options.json == "-":
-        arguments = _as_arguments(replace(options, json=None), groups, json="json_path")
+        arguments = _as_arguments(replace(options, json=None), groups, json="json_path", csv="csv_path")
         result = predict(**arguments, on_prediction=None)
         print(format_json(result, options.top))
     else:
-        result = predict(**_as_arguments(options, groups, json="json_path"), on_prediction=print_text)
+        result = predict(
+            **_as_arguments(options, groups, json="json_path", csv="csv_path"), on_prediction=print_text
+        )
         for film in result.films:
             print(printable(str(film)))
     return report_failures("predict", result.failures)
@@ -406,6 +457,21 @@ class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
     crops: int = key(1, "crops per view", choices=CROPS)
     dtype: str = key("float32", "type on disk", choices=("float32", "float16"))
     shard: int = key(128, "videos between two saves", least=1)
+    window: float | None = key(
+        None,
+        "length of a window; features of each window, one file per video",
+        unit="seconds",
+        above=0,
+        null="the whole video",
+    )
+    every: float | None = key(
+        None, "distance of the starts of two windows", unit="seconds", above=0, null="window"
+    )
+    form: str = key(
+        "npz",
+        "files of windows",
+        choices={"npz": "feats and times", "npy": "NAME.npy and NAME_times.npy"},
+    )
 
 
 def extract_features(options: FeaturesOptions) -> int:
@@ -414,6 +480,7 @@ def extract_features(options: FeaturesOptions) -> int:
       videomaskfeat extract-features runs/s/weights.safetensors k400/val.csv features/k400_val
       videomaskfeat extract-features weights.safetensors my_videos/ features/mine --depth 12 --views 4
       videomaskfeat extract-features weights.safetensors list.csv features/grid --grid --dtype float16
+      videomaskfeat extract-features weights.safetensors long_videos/ features/windows --window 2 --every 1
       torchrun --nproc-per-node=8 -m videomaskfeat extract-features weights.safetensors list.csv features/all
     then, in Python:
       array, paths, labels = videomaskfeat.read_features("features/k400_val")
@@ -426,7 +493,8 @@ def extract_features(options: FeaturesOptions) -> int:
     arguments = _as_arguments(options, groups, list="list_path", shard="videos_per_shard")
     with progress("extracting features") as update:
         result = extract_features(**arguments, progress=update)
-    print(printable(f"{result.folder / 'features.npy'}  {options.dtype} {list(result.shape)}"))
+    name = "features.npy" if options.window is None else f"*.{options.form}"
+    print(printable(f"{result.folder / name}  {options.dtype} {list(result.shape)}"))
     return report_failures("extract-features", result.failures)
 
 
@@ -434,7 +502,7 @@ def extract_features(options: FeaturesOptions) -> int:
 
 
 @dataclass
-class ScoreAvaOptions(KeyFrameOptions):
+class ScoreAvaOptions(KeyFrameOptions, OutputOptions):
     """files"""
 
     detections: str = key("", "rows video,second,x1,y1,x2,y2,action,score", required="detections.csv")
@@ -457,7 +525,7 @@ def score_ava(options: ScoreAvaOptions) -> int:
 
 
 @dataclass
-class DetectEvaluateOptions(KeyFrameOptions, AvaVideos, BatchOptions):
+class DetectEvaluateOptions(KeyFrameOptions, AvaVideos, BatchOptions, OutputOptions):
     """files"""
 
     weights: str = key("", "weights of a detect-train run", positional=True)
@@ -504,6 +572,7 @@ def detect_evaluate(options: DetectEvaluateOptions) -> int:
             frames=_select_fields(FrameOptions, options),
             machine=_select_fields(Machine, options),
             rules=ScoringRules(options.iou, options.rows_per_frame),
+            overwrite=options.overwrite,
             progress=update,
         )
     return _print_scores("detect-evaluate", text, format_failures(box_scores.failures))
@@ -531,7 +600,7 @@ def detect(config: DetectVideoConfig) -> int:
 
 
 @dataclass
-class VisualizeOptions:
+class VisualizeOptions(OutputOptions):
     """files"""
 
     weights: str = key(
@@ -573,11 +642,13 @@ def visualize(options: VisualizeOptions) -> int:
 
 
 @dataclass
-class ReportOptions:
+class ReportOptions(OutputOptions):
     """files"""
 
     folder: str = key("", "run folder", positional=True)
-    out: str | None = key(None, "HTML file", null="report.html in the run folder")
+    out: str | None = key(
+        None, "HTML file", null="report.html in the run folder, with --beside comparison.html"
+    )
     beside: list[str] = key([], "run folders to compare with this one")
 
 
@@ -757,7 +828,7 @@ def sample_data(options: SampleDataOptions) -> int:
 
 
 @dataclass
-class CheckDataOptions(ListOptions):
+class CheckDataOptions(ListOptions, OutputOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -994,3 +1065,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "doctor": doctor,
 }
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""
+TRAININGS = ("pretrain", "finetune", "detect-train", "train-tokenizer", "compare")
+"""Verbs that each have configs of their own."""
+SIZED = ("pretrain", "finetune", "detect-train", "plan")
+"""Verbs with ``--size``."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.contracts import LoopOptions, StepResult
-from videomaskfeat.engine.loop import TrainResult, train
+from videomaskfeat.engine.loop import Training, TrainResult, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
 
 SAMPLES, STEPS_PER_EPOCH, BATCH = 50, 6, 8  # two samples are left over every epoch
@@ -131,23 +131,25 @@ def train_toy(
     options = {"loggers": (), "clip_norm": 0.5, **options}
     schedule = WarmupCosine(base_lr=0.02, start_lr=0.001, end_lr=0.0, warmup_epochs=1, epochs=3)
     return train(
-        model=model,
-        step=step,
-        loader=loader or ToyLoader(accumulate=accumulate),
-        optimizer=adamw(parameter_groups(plain.named_parameters(), base_lr=0.02, weight_decay=0.05)),
-        learning_rate=schedule,
-        folder=folder,
-        device=device,
-        ema=ExponentialMovingAverage(plain, decay=0.9) if with_ema else None,
-        fingerprint={"width": 12} if fingerprint is None else fingerprint,
-        options=LoopOptions(
-            epochs=epochs,
-            accumulate=accumulate,
-            save_minutes=save_minutes,
-            milestone_every=milestone_every,
-            **options,
-        ),
-        **arguments,
+        Training(
+            model=model,
+            step=step,
+            loader=loader or ToyLoader(accumulate=accumulate),
+            optimizer=adamw(parameter_groups(plain.named_parameters(), base_lr=0.02, weight_decay=0.05)),
+            learning_rate=schedule,
+            folder=folder,
+            device=device,
+            ema=ExponentialMovingAverage(plain, decay=0.9) if with_ema else None,
+            fingerprint={"width": 12} if fingerprint is None else fingerprint,
+            options=LoopOptions(
+                epochs=epochs,
+                accumulate=accumulate,
+                save_minutes=save_minutes,
+                milestone_every=milestone_every,
+                **options,
+            ),
+            **arguments,
+        )
     )
 
 

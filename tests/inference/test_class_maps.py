@@ -93,6 +93,9 @@ def test_films_of_a_classifier(tmp_path: Path, capsys: pytest.CaptureFixture[str
     out = tmp_path / "out"
     assert main(["visualize", str(weights), str(tmp_path / "000.mp4"), "--attention", "--out", str(out)]) == 0
     assert sorted(path.name for path in out.iterdir()) == ["000_class.mp4", "000_class.png"]
+    again = ["visualize", str(weights), str(tmp_path / "000.mp4"), "--attention", "--out", str(out)]
+    assert main(again) == 2
+    assert "000_class.png exists (and 1 more)" in capsys.readouterr().err
     with videomaskfeat.open_video(out / "000_class.mp4") as film:
         assert (film.frames, film.info.height, film.info.width) == (4, 160, 320)
     classifier = videomaskfeat.load_classifier(weights, device="cpu")

@@ -122,10 +122,10 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path, verb: Verb) -> ScoringVerb:
-    """A verb that scores, writing into ``tmp_path / "out"``."""
+    """A verb that scores, writing into ``tmp_path / "out"``, where it replaces an earlier result."""
 
     def run_scoring(name: str, *arguments: str | Path) -> tuple[int, str, str]:
         more = ["--workers", "0"] if name == "evaluate" else []
-        return verb(name, *arguments, "--out", tmp_path / "out", *more)
+        return verb(name, *arguments, "--out", tmp_path / "out", "--overwrite", *more)
 
     return run_scoring

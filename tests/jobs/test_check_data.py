@@ -95,6 +95,8 @@ def test_command_prints_writes_and_exits_3(damaged: Path, capsys: pytest.Capture
     assert "empty file" in text
     assert "no such file" in text
     assert simplejson.loads(Path(report).read_text())["counts"]["missing"] == 1
+    assert main(["check-data", train, "--workers", "1", "--json", report]) == 2
+    assert f"{report} exists: it is the output of an earlier command" in capsys.readouterr().err
     assert main(["check-data", clean, "--workers", "0"]) == 0
     assert len(load_records(clean)) == 13
 

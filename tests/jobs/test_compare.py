@@ -17,7 +17,7 @@ from tests.jobs.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
 from videomaskfeat.config import config_text, load_config
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.jobs.compare import Command, overrides_of, plan_runs
+from videomaskfeat.jobs.compare import Command, _Clock, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS
 from videomaskfeat.processes import Verbs
 from videomaskfeat.schemas import CompareConfig, CompareSettings, FinetuneConfig
@@ -101,6 +101,25 @@ def test_entries_that_fine_tune_alike_share_what_is_trained_from_scratch() -> No
     assert scratch[0] == scratch[2]
     assert scratch[1] == scratch[3]
     assert {'model.name="vit_nano"', 'model.weights=""'} < set(scratch[1].overrides)
+
+
+def test_fine_tunings_take_no_clips_from_their_weights() -> None:
+    """Otherwise only the runs with pre-training would."""
+    hog, _ = plan_runs(section())
+    for command in (hog.finetunes[""], hog.scratch[""]):
+        assert {"clip.crop=64", "clip.frames=8", "evaluate.short_side=64"} < set(command.overrides)
+
+
+def test_time_left_is_that_of_runs_of_the_same_verb() -> None:
+    hog, pixels = plan_runs(section())
+    clock = _Clock([*hog, *pixels, *hog], jobs=1)
+    first, second = hog.pretrain, hog.finetunes[""]
+    assert clock.started(first) == "run 1 of 7: hog/seed_1/pretrained"
+    # Six are left: two pre-trainings of 100 s, and fine-tunings without a time of their own.
+    assert clock.finished(first, 100.0).endswith("took 1 min 40 s; about 10 min left for all runs")
+    assert clock.started(second).startswith("run 2 of 7: hog/seed_1/finetuned; about 10 min left")
+    # Two pre-trainings of 100 s and three fine-tunings of 20 s.
+    assert clock.finished(second, 20.0).endswith("took 20 s; about 4 min 20 s left for all runs")
 
 
 def test_keys_become_overrides() -> None:
@@ -261,6 +280,9 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
     assert main(["compare", "--config", str(path)]) == 0
     output = capfd.readouterr()
     assert f"report  {tmp_path / 'out' / 'report.html'}" in output.out
+    assert "run 1 of 5: hog/seed_1/pretrained\n  hog/seed_1/pretrained took " in output.out
+    assert "run 5 of 5: fine_hog/seed_1/finetuned_motion; about " in output.out
+    assert (tmp_path / "out" / "table.md").read_text().rstrip() in output.out
     content = simplejson.loads((tmp_path / "out" / "table.json").read_text())
     assert [row["target"] for row in content["targets"]] == ["hog", "fine_hog"]
     for row in content["targets"]:

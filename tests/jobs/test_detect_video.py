@@ -115,6 +115,9 @@ def test_json_and_rows_have_the_actions(
     output = capsys.readouterr().out.splitlines()
     assert output[0].startswith(f"{videos / 'a.mp4'}: 2 persons in 3 key frames, 5 boxes: ")
     assert output[1:] == [str(tmp_path / "a_actions.json"), str(tmp_path / "a_actions.csv")]
+    assert main(command) == 2
+    assert f"{tmp_path / 'a_actions.json'} exists (and 1 more): it is the" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
     document = simplejson.loads((tmp_path / "a_actions.json").read_text())
     result = find_actions(detector, videos / "a.mp4", boxes=boxes)
     facts = [document[key] for key in ("width", "height", "persons", "start_second")]

@@ -25,6 +25,7 @@ from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.jobs.evaluate import Neighbors, evaluate
+from videomaskfeat.viz.evaluation import accuracy_text
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -60,9 +61,9 @@ def test_scores_and_accuracies_are_those_of_each_video_by_itself(
     assert result["mean_class"] == pytest.approx(mean_class(rows, labels))
     assert out.splitlines() == [
         "9 of 10 videos scored (3 x 3 views)",
-        f"top-1       {result['top1']:.2f} %",
-        f"top-5       {result['top5']:.2f} %",
-        f"mean class  {result['mean_class']:.2f} %",
+        f"top-1       {accuracy_text(result['top1'], 9, 7)}",
+        f"top-5       {accuracy_text(result['top5'], 9, 7, guesses=5)}",
+        f"mean class  {result['mean_class']:.2f} % (chance 14.3 %)",
         f"report      {tmp_path / 'out' / 'report.html'}",
     ]
 
@@ -313,6 +314,17 @@ def test_average_of_two_evaluations(material: Path, run: Run, tmp_path: Path) ->
     assert (code, out) == (2, "")
     assert "one/scores.npz is given twice; give each file once" in err
     assert "Average of 2 evaluations" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("name", ["result.json", "scores.npz", "report.html"])
+def test_an_earlier_result_is_kept(material: Path, verb: Run, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).write_text("mine")
+    command = [material / "best.safetensors", material / "val.csv", "--workers", "0"]
+    code, out, err = verb("evaluate", *command, "--out", tmp_path / "out")
+    assert (code, out) == (2, "")
+    assert f"out/{name} exists: it is the output of an earlier command; choose another" in err
+    assert (tmp_path / "out" / name).read_text() == "mine"
 
 
 def test_average_is_not_written_over_an_evaluation() -> None:

@@ -129,6 +129,9 @@ def test_json_has_labels_names_probabilities_and_protocol(
     code, out, _ = verb(*arguments, "--json", "-")
     assert code == 0
     assert simplejson.loads(out) == [video]
+    code, _, err = verb(*arguments, "--json", target)
+    assert code == 2
+    assert "labels.json exists: it is the output of an earlier command" in err
 
 
 @pytest.mark.parametrize("option", ["--out", "--json"])

@@ -371,7 +371,14 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         "heldout_untrained": 3.0,
         "heldout_trained": trained,
     }
-    assert f"({words})" in final_lines(summary)[-1]
+    lines = final_lines({**summary, "steps": 200})
+    assert f"({words})" in lines[3]
+    advice = "advice      worse than a constant: train longer: 200 steps of usually at least 1800 "
+    assert lines[4:] == [] if trained < 1 else lines[4].startswith(advice)
+    if trained > 1:
+        assert (
+            "after 4000 steps try half of optim.learning_rate" in final_lines({**summary, "steps": 4000})[4]
+        )
 
 
 def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:
@@ -389,6 +396,7 @@ def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() 
     for words in (
         "best constant prediction  unknown for this loss",
         "top-1 on 120 videos of 12 classes (before training)",
+        "k-NN          10.00 % (chance 8.3 %, 95 % interval 6 to 17 %)   (10.0 %)",
         "no pictures: target 'dvae' cannot be drawn",
     ):
         assert words in text

@@ -14,6 +14,7 @@ import pytest
 from tests.metrics.test_ava_map import golden_files
 from tests.viz.pages import Page
 from videomaskfeat import cli
+from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.score_ava import score_ava
 from videomaskfeat.metrics.ava_map import evaluate_files
 
@@ -134,6 +135,8 @@ def test_odd_detections_are_scored_and_noted(golden: Path, tmp_path: Path, rows:
     assert words in text.splitlines()
     assert scored.result.mean_ap < 0.01
     assert words in Page((tmp_path / "out" / "report.html").read_text()).text
+    with pytest.raises(UserError, match=r"out/result.json exists \(and 2 more\)"):
+        score_ava(files[0], str(tmp_path / "found.csv"), files[2], files[3], tmp_path / "out")
 
 
 def test_mistake_is_one_line_and_leaves_nothing(

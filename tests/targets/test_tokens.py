@@ -23,27 +23,25 @@ TINY: dict[str, Any] = {"vocabulary": 12, "stride": 8, "width": 16, "blocks": 1,
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
 
-@pytest.fixture
-def dvae(tmp_path: Path) -> str:
-    """The weights file of our own dvae, with different tokens at different positions."""
+def save_tokenizer(folder: Path, name: str) -> str:
+    """The weights file of our own tokenizer, with different tokens at different positions."""
     torch.manual_seed(0)
-    path = str(tmp_path / "dvae.safetensors")
-    tokenizer = create_tokenizer("dvae", **TINY)
+    path = str(folder / f"{name}.safetensors")
+    tokenizer = create_tokenizer(name, **TINY)
     for parameter in tokenizer.parameters():
         parameter.data.normal_(std=0.5)
     save_weights(path, tokenizer)
     return path
+
+
+@pytest.fixture
+def dvae(tmp_path: Path) -> str:
+    return save_tokenizer(tmp_path, "dvae")
 
 
 @pytest.fixture
 def codebook(tmp_path: Path) -> str:
-    torch.manual_seed(0)
-    path = str(tmp_path / "vq.safetensors")
-    tokenizer = create_tokenizer("vq", **TINY)
-    for parameter in tokenizer.parameters():
-        parameter.data.normal_(std=0.5)
-    save_weights(path, tokenizer)
-    return path
+    return save_tokenizer(tmp_path, "vq")
 
 
 def clips_and_pixels(height: int = 32, width: int = 48) -> tuple[Tensor, Tensor]:

@@ -208,7 +208,13 @@ def test_each_kind_of_run_has_its_score(tmp_path: Path, summary: dict[str, Any],
 def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     tuned = write_classifier_run(tmp_path / "tuned", 42.5)
     scratch = write_classifier_run(tmp_path / "scratch", 11.25)
-    page = Page(report(tuned, beside=[scratch]).read_text())
+    path = report(tuned, beside=[scratch])
+    assert path == tuned / "comparison.html"
+    with pytest.raises(UserError, match=r"comparison\.html exists"):
+        report(tuned, beside=[scratch])
+    assert report(tuned, path, overwrite=True) == path
+    report(tuned, beside=[scratch], overwrite=True)
+    page = Page(path.read_text())
     assert "tuned 42.5 % 80.0 % 41.0 % 8.3 % scratch 11.2 % 80.0 % 41.0 % 8.3 %" in page.text
     charts = {chart["title"]: chart for chart in report_data(read_run(tuned))["charts"]}
     assert "held-out top-1: 15 at step 30, 30 at step 60" in charts["Accuracy, percent"]["label"]
@@ -220,7 +226,7 @@ def test_runs_are_drawn_side_by_side_under_their_names(tmp_path: Path) -> None:
     scratch.joinpath("summary.json").write_text('{"kind": "pretrain"}')
     words = "scratch is a pre-training and .*tuned a fine-tuning; --beside compares runs of one kind"
     with pytest.raises(UserError, match=words):
-        report(tuned, beside=[scratch])
+        report(tuned, beside=[scratch], overwrite=True)
     with pytest.raises(UserError, match="4 runs to compare with; the maximum is 3"):
         report(tuned, beside=[scratch] * 4)
 

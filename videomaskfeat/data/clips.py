@@ -183,6 +183,11 @@ class RecordClips(Dataset[SampleT], Generic[SampleT, BatchT]):
                 replacements = _generator(_REPLACEMENT, self.seed, key.epoch, key.index, key.turn)
             index = int(replacements.integers(len(self.records)))
         last = failures[-1]
+        if len(self.records) == 1:
+            raise UserError(
+                f"{self.records.source}: its only {self.unit} could not be read: {last.path} ({last.cause}); "
+                f"{self._remedy()}"
+            )
         raise UserError(
             f"{self.records.source}: {len(failures)} {self.unit}s in a row could not be read, the last "
             f"one {last.path} ({last.cause}); {self._remedy()}"

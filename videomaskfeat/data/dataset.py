@@ -197,8 +197,8 @@ class VideoDataset(_ClipDataset):
     def recipe(self) -> ClassifyRecipe:
         """Clips, and class names if there are labels; one view at test time."""
         if self._labels is None:
-            return EncoderRecipe(self.clip, views=1, short_side=self.clip.crop)
-        side, names = self.clip.crop, self.class_names
+            return EncoderRecipe(self.clip, views=1, short_side=self.clip.short_side)
+        side, names = self.clip.short_side, self.class_names
         return ClassifyRecipe(self.clip, views=1, short_side=side, class_names=names)
 
 
@@ -279,7 +279,7 @@ class ActionDataset(_ClipDataset):
     @property
     def recipe(self) -> DetectRecipe:
         """Clips and actions; whole frames at test time."""
-        return DetectRecipe(self.clip, self.actions, self.classes, short_side=self.clip.crop)
+        return DetectRecipe(self.clip, self.actions, self.classes, short_side=self.clip.short_side)
 
 
 def _no_mask(*, rng: np.random.Generator) -> np.ndarray:
@@ -297,7 +297,7 @@ def _clip_recipe(clip: Clip) -> ClipRecipe:
 
 def _crop(clip: ClipRecipe, crop: ClipTransform | None, training: bool) -> ClipTransform:
     if not training:
-        return UniformCrop(clip.crop, clip.crop)
+        return UniformCrop(clip.crop, clip.short_side)
     return RandomResizedCrop(clip.crop) if crop is None else crop
 
 

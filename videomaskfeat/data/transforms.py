@@ -15,6 +15,8 @@ import numpy as np
 
 from videomaskfeat.errors import UserError
 
+Size = int | tuple[int, int]
+"""Side of a square, or height and width [pixels]."""
 _MAX_ASPECT = 16  # long side / short side of a whole frame; panoramas have 8
 _MIN_BOX_SIDE = 1.0  # pixels of a clip that must remain of the width and height of a clipped box
 
@@ -138,19 +140,19 @@ def place_rectangle(
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """A random rectangle resized to a square, as in the MaskFeat recipes.
+    """A random rectangle resized to the clip, as in the MaskFeat recipes.
 
     Ten tries to place a rectangle with a uniform area and a log-uniform aspect; otherwise the largest
     centered rectangle with an allowed aspect. As PySlowFast's ``random_resized_crop``.
 
     Attributes:
-        size: side of the clip in pixels.
+        size: side of the clip, or its height and width, in pixels.
         area: minimum and maximum area as a fraction of the frame, in (0, 1].
-        aspect: minimum and maximum width / height.
+        aspect: minimum and maximum width / height, times that of the clip.
         flip: probability of a horizontal flip; 0 for Something-Something.
     """
 
-    size: int
+    size: Size
     area: tuple[float, float] = (0.5, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     flip: float = 0.5
@@ -164,14 +166,16 @@ class RandomResizedCrop:
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> ClipGeometry:
         source = self._sample_source(height, width, rng)
-        return _resized(source, self.size, self.size, flip=bool(rng.random() < self.flip))
+        return _resized(source, *sides_of(self.size), flip=bool(rng.random() < self.flip))
 
     def _sample_source(self, height: int, width: int, rng: np.random.Generator) -> Rectangle:
+        rows, columns = sides_of(self.size)
+        aspect = (self.aspect[0] * (columns / rows), self.aspect[1] * (columns / rows))
         for _ in range(10):
-            crop_width, crop_height = sample_sides(height, width, self.area, self.aspect, rng)
+            crop_width, crop_height = sample_sides(height, width, self.area, aspect, rng)
             if 0 < crop_width <= width and 0 < crop_height <= height:
                 return place_rectangle(crop_height, crop_width, height, width, rng)
-        low, high = self.aspect
+        low, high = aspect
         crop_height, crop_width = height, width
         if width / height < low:
             crop_height = max(1, round(width / low))
@@ -182,27 +186,29 @@ class RandomResizedCrop:
 
 @dataclass(frozen=True)
 class ShortSideJitterCrop:
-    """A random square crop after resizing the short side to a random length.
+    """A random crop after resizing the short side to a random length.
+
+    The frame becomes larger than that if a rectangle does not fit into it otherwise.
 
     Deviation from PySlowFast, which resizes the whole frame before it crops: the crop is cut first, in whole
     source pixels, so its borders differ by up to half a source pixel; boxes follow the actual crop. Also, all
     positions have the same probability, where PySlowFast never uses the last row and column.
 
     Attributes:
-        size: side of the clip in pixels.
+        size: side of the clip, or its height and width, in pixels.
         short_side: minimum and maximum length of the resized short side in pixels.
         inverse_uniform: sample 1 / length uniformly instead of the length, as the SSv2 recipes do.
         flip: probability of a horizontal flip; 0 for Something-Something.
     """
 
-    size: int
+    size: Size
     short_side: tuple[int, int] = (256, 320)
     inverse_uniform: bool = False
     flip: float = 0.5
 
     def __post_init__(self) -> None:
         _check_crop(self.size, self.flip)
-        if not self.size <= self.short_side[0] <= self.short_side[1]:
+        if not min(sides_of(self.size)) <= self.short_side[0] <= self.short_side[1]:
             raise UserError(
                 f"short side {self.short_side} must be two lengths with low <= high, "
                 f"neither below the crop {self.size}"
@@ -214,34 +220,36 @@ class ShortSideJitterCrop:
             short = round(1.0 / rng.uniform(1.0 / high, 1.0 / low))
         else:
             short = round(rng.uniform(low, high))
-        resized_height, resized_width = _short_side_size(height, width, short)
-        crop = place_rectangle(self.size, self.size, resized_height, resized_width, rng)
+        rows, columns = sides_of(self.size)
+        resized_height, resized_width = _fitting_size(height, width, short, self.size)
+        crop = place_rectangle(rows, columns, resized_height, resized_width, rng)
         # Back to source pixels; the crop stays inside the frame because top + size <= resized height.
-        source_top, source_height = _source_span(crop.top, self.size, height / resized_height, height)
-        source_left, source_width = _source_span(crop.left, self.size, width / resized_width, width)
+        source_top, source_height = _source_span(crop.top, rows, height / resized_height, height)
+        source_left, source_width = _source_span(crop.left, columns, width / resized_width, width)
         source = Rectangle(source_top, source_left, source_height, source_width)
-        return _resized(source, self.size, self.size, flip=bool(rng.random() < self.flip))
+        return _resized(source, rows, columns, flip=bool(rng.random() < self.flip))
 
 
 @dataclass(frozen=True)
 class UniformCrop:
-    """One of three fixed square crops along the longer side, for testing.
+    """One of three fixed crops along the longer side, for testing.
 
-    The whole frame is resized before it is cropped, as for the published accuracies.
+    The whole frame is resized before it is cropped, as for the published accuracies. It becomes larger than
+    ``short_side`` states if a rectangle does not fit into it otherwise.
 
     Attributes:
-        size: side of the clip in pixels.
+        size: side of the clip, or its height and width, in pixels.
         short_side: length of the resized short side in pixels.
         crop: 0 (left or top), 1 (center) or 2 (right or bottom).
     """
 
-    size: int
+    size: Size
     short_side: int
     crop: int = 1
 
     def __post_init__(self) -> None:
         _check_crop(self.size)
-        if self.short_side < self.size:
+        if self.short_side < min(sides_of(self.size)):
             raise UserError(
                 f"short side {self.short_side} is smaller than the crop {self.size}; raise the short side"
             )
@@ -249,10 +257,15 @@ class UniformCrop:
             raise UserError(f"crop {self.crop} is not 0 (left or top), 1 (center) or 2 (right or bottom)")
 
     def sample(self, height: int, width: int, rng: np.random.Generator | None = None) -> ClipGeometry:
-        resized = _short_side_size(height, width, self.short_side)
+        resized = _fitting_size(height, width, self.short_side, self.size)
         top, left = uniform_crop_corner(*resized, size=self.size, crop=self.crop)
-        window = Rectangle(top, left, self.size, self.size)
+        window = Rectangle(top, left, *sides_of(self.size))
         return ClipGeometry(Rectangle(0, 0, height, width), resized, window)
+
+
+def uniform_crops(size: Size, short_side: int, count: int) -> list[UniformCrop]:
+    """The crops of a test view: 1 (center) or 3 (along the longer side)."""
+    return [UniformCrop(size, short_side, crop) for crop in ((1,) if count == 1 else (0, 1, 2))]
 
 
 @dataclass(frozen=True)
@@ -288,13 +301,32 @@ class WholeFrame:
         return _resized(Rectangle(0, 0, height, width), rounded[0], rounded[1], flip=False)
 
 
-def uniform_crop_corner(height: int, width: int, *, size: int, crop: int) -> tuple[int, int]:
-    """(top, left) of the first, middle or last square crop along the longer side, as in PySlowFast."""
+def sides_of(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def uniform_crop_corner(height: int, width: int, *, size: Size, crop: int) -> tuple[int, int]:
+    """(top, left) of the first, middle or last crop along the longer side, as in PySlowFast.
+
+    For a rectangle, along the side that it covers less of.
+    """
+    rows, columns = sides_of(size)
     # Half pixels are rounded up, as in the reference.
-    top, left = -(-(height - size) // 2), -(-(width - size) // 2)
-    if height > width:
-        return (0, top, height - size)[crop], left
-    return top, (0, left, width - size)[crop]
+    top, left = -(-(height - rows) // 2), -(-(width - columns) // 2)
+    if height - rows > width - columns:
+        return (0, top, height - rows)[crop], left
+    return top, (0, left, width - columns)[crop]
+
+
+def _fitting_size(height: int, width: int, short_side: int, size: Size) -> tuple[int, int]:
+    """:func:`_short_side_size`, or the smallest size of this aspect that contains a rectangle."""
+    resized = _short_side_size(height, width, short_side)
+    rows, columns = sides_of(size)
+    if resized[0] >= rows and resized[1] >= columns:
+        return resized
+    scale = max(rows / height, columns / width)
+    return max(round(height * scale), rows), max(round(width * scale), columns)
 
 
 def _short_side_size(height: int, width: int, short_side: int) -> tuple[int, int]:
@@ -315,8 +347,8 @@ def _resized(source: Rectangle, height: int, width: int, *, flip: bool) -> ClipG
     return ClipGeometry(source, (height, width), Rectangle(0, 0, height, width), flip)
 
 
-def _check_crop(size: int, flip: float = 0.0) -> None:
-    if size < 1:
+def _check_crop(size: Size, flip: float = 0.0) -> None:
+    if min(sides_of(size)) < 1:
         raise UserError(f"crop size {size} must be a positive number of pixels")
     if not 0 <= flip <= 1:
         raise UserError(f"flip {flip} must be a probability, 0 to 1")

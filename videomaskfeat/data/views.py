@@ -23,14 +23,13 @@ from videomaskfeat.data.sampling import (
     clip_indices_view,
     segment_indices,
 )
-from videomaskfeat.data.transforms import ClipGeometry, UniformCrop, resize_frame
+from videomaskfeat.data.transforms import ClipGeometry, Size, resize_frame, sides_of, uniform_crops
 from videomaskfeat.data.video import open_from
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
 Sampling = Literal["clip", "segments"]
 SAMPLINGS: tuple[Sampling, ...] = ("clip", "segments")
-_CROPS = {1: (1,), 3: (0, 1, 2)}  # number of crops -> numbers of `UniformCrop`
 # All readers return the same frames; PyAV is twice as fast for frames all over a video, since it converts
 # only these to RGB (benchmarks/bench_views.py).
 _READERS = {"auto": "pyav"}
@@ -52,9 +51,9 @@ class EvaluationViews(Dataset[ViewsBatch]):
             T equal segments, as for Something-Something-v2; there is one clip per video, and ``stride``,
             ``target_fps`` and ``short`` have no effect).
         views: clips per video, V.
-        crops: square crops per clip, S: 1 (center) or 3 (left, center, right; top, center, bottom if the
+        crops: crops per clip, S: 1 (center) or 3 (left, center, right; top, center, bottom if the
             video is upright).
-        crop: side of a crop in pixels.
+        crop: side of a crop, or its height and width, in pixels.
         short_side: length in pixels of the resized short side. Published results use 256 for 1 crop of 224,
             and the side of the crop for 3 crops.
         reader: reader of video files: auto (PyAV), decord or pyav.
@@ -73,13 +72,13 @@ class EvaluationViews(Dataset[ViewsBatch]):
     sampling: Sampling = "clip"
     views: int
     crops: int
-    crop: int
+    crop: Size
     short_side: int
     reader: str = "auto"
     memory: VideoMemory | None = None
 
     def __post_init__(self) -> None:
-        if self.views < 1 or self.crops not in _CROPS:
+        if self.views < 1 or self.crops not in (1, 3):
             raise UserError(
                 f"views={self.views}, crops={self.crops}: there must be at least 1 view, and 1 crop (center) "
                 "or 3 (left, center, right)"
@@ -93,7 +92,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         check_name("short", self.short, SHORT_VIDEO_POLICIES)
         check_clip(self.frames, self.stride)
         check_frames(self.records, self.frames)
-        self._crops = [UniformCrop(self.crop, self.short_side, number) for number in _CROPS[self.crops]]
+        self._crops = uniform_crops(self.crop, self.short_side, self.crops)
 
     def __len__(self) -> int:
         return len(self.records)
@@ -169,7 +168,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         return self.records[reading[0]].path
 
     def _shape(self, videos: int) -> tuple[int, ...]:
-        return videos * self.views * self.crops, self.frames, self.crop, self.crop, 3
+        return videos * self.views * self.crops, self.frames, *sides_of(self.crop), 3
 
     def _fill(self, clips: np.ndarray, video: VideoReader) -> None:
         """Write the views of a video, uint8 [V*S, T, crop, crop, C]."""

@@ -109,6 +109,8 @@ class LoopOptions:
     """Steps between evaluations; 0: only at the end, where there is always one."""
     unit: str = "samples"
     """Name of the samples on the console."""
+    evaluation_note: Callable[[Mapping[str, float]], str] | None = None
+    """Text that the log adds to the metrics of an evaluation; None: none."""
     loggers: tuple[str, ...] = ("tensorboard",)
     """Loggers of metrics besides metrics.jsonl; see ``open_logger``."""
     seconds_between_lines: float = 5.0

@@ -111,6 +111,7 @@ class RunLog:
         unit: name of the samples on the console.
         seconds_between_lines: interval of the progress lines.
         loggers: names of loggers, see :func:`open_logger`.
+        evaluation_note: text for the metrics of an evaluation, which is added to their line; None: none.
         terminal: whether to show the bar; None: if stderr is a terminal.
     """
 
@@ -123,12 +124,14 @@ class RunLog:
         unit: str = "samples",
         seconds_between_lines: float = 5.0,
         loggers: Sequence[str] = ("tensorboard",),
+        evaluation_note: Callable[[Mapping[str, float]], str] | None = None,
         terminal: bool | None = None,
     ) -> None:
         self._folder = folder = Path(folder)
         make_folder(folder)
         self._total_steps = total_steps
         self._unit = unit
+        self._evaluation_note = evaluation_note
         self._seconds_between_lines = seconds_between_lines
         drop_later_lines(folder / "metrics.jsonl", first_step)
         self._best = BestSoFar(folder / "metrics.jsonl")
@@ -189,6 +192,14 @@ class RunLog:
         results = self._best.update(record)
         if results:
             left = self._left.text(self._total_steps - step)
+            if self._evaluation_note is not None:
+                metrics = {
+                    key.removeprefix(_EVALUATION): float(value)
+                    for key, value in record.items()
+                    if key.startswith(_EVALUATION) and isinstance(value, (int, float))
+                }
+                note = self._evaluation_note(metrics)
+                results += f"  {note}" if note else ""
             logger.info("held out  step %d/%d  %s  time left %s", step, self._total_steps, results, left)
         numbers = describe(record, unit=self._unit)
         if self._bar is not None:

@@ -9,7 +9,8 @@ import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Literal
 
@@ -46,33 +47,11 @@ class TrainResult:
     """Record of the last step; empty if no step was left to do."""
 
 
-def train(
-    *,
-    model: nn.Module,
-    step: StepFunction[BatchT],
-    loader: Loader[BatchT],
-    optimizer: torch.optim.Optimizer,
-    learning_rate: Callable[[float], float],
-    weight_decay: Callable[[float], float] | None = None,
-    folder: str | os.PathLike[str],
-    device: torch.device,
-    options: LoopOptions,
-    ema: ExponentialMovingAverage | None = None,
-    fingerprint: Mapping[str, Any] | None = None,
-    upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
-    evaluate: Callable[[], Mapping[str, float]] | None = None,
-    on_failures: Callable[[Sequence[Any]], None] | None = None,
-    before_step: Callable[[], None] | None = None,
-    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None,
-    on_resume: Callable[[Mapping[str, Any], float, float], None] | None = None,
-    extra: Mapping[str, Stateful] | None = None,
-) -> TrainResult:
-    """Train, from the newest checkpoint in the run folder if there is one.
+@dataclass(frozen=True, kw_only=True)
+class Training(Generic[BatchT]):
+    """What :func:`train` does.
 
-    A resumed run equals the uninterrupted one bit for bit on the CPU, from any step. A signal or an error of
-    the loader ends the run after the last whole step has been saved.
-
-    Args:
+    Attributes:
         model: result of :func:`distributed.parallel`; ``optimizer`` has its parameters.
         step: computes the result of a batch on ``device``; micro-batches and ranks have equal weight.
         loader: yields the same number of batches on every rank.
@@ -96,72 +75,62 @@ def train(
         on_resume: called on all ranks after a checkpoint was loaded, with its fingerprint, the fractional
             epoch, and the completed share of this run, 0..1, which may be longer than the checkpoint's.
         extra: further state to save and restore, by name.
-
-    Raises:
-        UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
-        UserError, RunFailed: the loader raised it, on any rank.
-        TrainingStopped: the loss or the gradient is not finite.
-        SaveFailed: a checkpoint could not be written.
     """
-    run = _Run(
-        model=model,
-        step=step,
-        loader=loader,
-        parameters=[parameter for group in optimizer.param_groups for parameter in group["params"]],
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        options=options,
-        steps_per_epoch=_steps_per_epoch(loader, options.accumulate),
-        state=TrainState(
-            model=distributed.unwrap(model),
-            optimizer=optimizer,
-            ema=ema,
-            device=device,
-            fingerprint=fingerprint or {},
-            upgrade_fingerprint=upgrade_fingerprint,
-            extra=extra or {},
-        ),
-        checkpoints=CheckpointFolder(
-            Path(folder) / "checkpoints",
-            keep_last=options.keep_last,
-            milestone_every=options.milestone_every,
-        ),
-        evaluate=evaluate,
-        on_failures=on_failures,
-        before_step=before_step,
-        after_step=after_step,
-    )
-    torch.manual_seed(options.seed + distributed.rank())
-    fingerprint = _resume(run)
-    if fingerprint is not None and on_resume is not None:
-        on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
-    with StopSignals() as stop, _open_log(run, folder) as log:
-        return _train(run, stop, log)
-
-
-def count_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Optimizer steps of a run, at least 1."""
-    return max(round(epochs * steps_per_epoch), 1)
-
-
-@dataclass(frozen=True)
-class _Run(Generic[BatchT]):
-    """The constant components of a run."""
 
     model: nn.Module
     step: StepFunction[BatchT]
     loader: Loader[BatchT]
-    parameters: list[nn.Parameter]
+    optimizer: torch.optim.Optimizer
     learning_rate: Callable[[float], float]
-    weight_decay: Callable[[float], float] | None
+    weight_decay: Callable[[float], float] | None = None
+    folder: str | os.PathLike[str]
+    device: torch.device
     options: LoopOptions
-    steps_per_epoch: int
-    state: TrainState
-    checkpoints: CheckpointFolder
-    evaluate: Callable[[], Mapping[str, float]] | None
-    on_failures: Callable[[Sequence[Any]], None] | None
-    before_step: Callable[[], None] | None
-    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None
+    ema: ExponentialMovingAverage | None = None
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    on_failures: Callable[[Sequence[Any]], None] | None = None
+    before_step: Callable[[], None] | None = None
+    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None
+    on_resume: Callable[[Mapping[str, Any], float, float], None] | None = None
+    extra: Mapping[str, Stateful] = field(default_factory=dict)
+
+    @cached_property
+    def state(self) -> TrainState:
+        """Everything that a checkpoint contains."""
+        return TrainState(
+            model=distributed.unwrap(self.model),
+            optimizer=self.optimizer,
+            ema=self.ema,
+            device=self.device,
+            fingerprint=self.fingerprint,
+            upgrade_fingerprint=self.upgrade_fingerprint,
+            extra=self.extra,
+        )
+
+    @cached_property
+    def checkpoints(self) -> CheckpointFolder:
+        """The checkpoints of the run folder."""
+        folder = Path(self.folder) / "checkpoints"
+        keep, milestone = self.options.keep_last, self.options.milestone_every
+        return CheckpointFolder(folder, keep_last=keep, milestone_every=milestone)
+
+    @cached_property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that the optimizer updates."""
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    @cached_property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps per epoch, at least 1."""
+        accumulate, batches = self.options.accumulate, self.loader.batches_per_epoch
+        if batches < accumulate:
+            raise UserError(
+                f"accumulate={accumulate} with {batches} batches per epoch: fewer batches than one optimizer "
+                "step needs; lower accumulate or the batch size, or add data"
+            )
+        return batches // accumulate
 
     @property
     def total_steps(self) -> int:
@@ -173,6 +142,31 @@ class _Run(Generic[BatchT]):
         """Completed epochs, as a fraction."""
         progress = self.state.progress
         return progress.epoch + progress.epoch_step / self.steps_per_epoch
+
+
+def train(run: Training[BatchT]) -> TrainResult:
+    """Train, from the newest checkpoint in the run folder if there is one.
+
+    A resumed run equals the uninterrupted one bit for bit on the CPU, from any step. A signal or an error of
+    the loader ends the run after the last whole step has been saved.
+
+    Raises:
+        UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
+        UserError, RunFailed: the loader raised it, on any rank.
+        TrainingStopped: the loss or the gradient is not finite.
+        SaveFailed: a checkpoint could not be written.
+    """
+    torch.manual_seed(run.options.seed + distributed.rank())
+    fingerprint = _resume(run)
+    if fingerprint is not None and run.on_resume is not None:
+        run.on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
+    with StopSignals() as stop, _open_log(run) as log:
+        return _train(run, stop, log)
+
+
+def count_steps(epochs: float, steps_per_epoch: int) -> int:
+    """Optimizer steps of a run, at least 1."""
+    return max(round(epochs * steps_per_epoch), 1)
 
 
 @dataclass(frozen=True)
@@ -196,7 +190,7 @@ class _Gradients:
     failures: tuple[Any, ...]
 
 
-def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
+def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
     """Step until the end or a signal."""
     progress, options = run.state.progress, run.options
     record: dict[str, Any] = {}
@@ -234,7 +228,7 @@ def _train(run: _Run[BatchT], stop: StopSignals, log: RunLog | None) -> TrainRes
     return TrainResult("finished", progress, path, record)
 
 
-def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
+def _fetch(run: Training[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
     """The micro-batches of the next step; all ranks must call it, and either all continue or none.
 
     They are read before anything is computed. So a signal or an error during the wait of one rank leaves all
@@ -267,7 +261,7 @@ def _fetch(run: _Run[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
 
 
 def _optimizer_step(
-    run: _Run[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
+    run: Training[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
 ) -> tuple[dict[str, Any], list[Any], bool, bool]:
     """One optimizer step.
 
@@ -334,7 +328,7 @@ def _optimizer_step(
     return record, failures, stopping > 0, saving > 0
 
 
-def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
+def _accumulate(run: Training[BatchT], batches: list[BatchT]) -> _Gradients:
     """Forward and backward of the micro-batches of one step, which are removed from the list one by one."""
     count, device = run.options.accumulate, run.state.device
     results: list[StepResult] = []
@@ -357,7 +351,7 @@ def _accumulate(run: _Run[BatchT], batches: list[BatchT]) -> _Gradients:
     return _Gradients(values, names, [one.state for one in results], indices, tuple(failures))
 
 
-def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:
+def _not_finite(run: Training[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:
     """The message of a run that stops; all ranks must call it."""
     own = gradients.values[: run.options.accumulate].isfinite().tolist()
     bad = [one.tolist() for one, finite in zip(gradients.indices, own, strict=True) if not finite]
@@ -374,7 +368,7 @@ def _not_finite(run: _Run[BatchT], gradients: _Gradients, loss: float, grad_norm
     )
 
 
-def _batches(run: _Run[BatchT], stop: StopSignals) -> Generator[BatchT, None, None]:
+def _batches(run: Training[BatchT], stop: StopSignals) -> Generator[BatchT, None, None]:
     """All micro-batches from the present position on, epoch after epoch, until a signal ends a wait."""
     epoch = run.state.progress.epoch
     first = run.state.progress.epoch_step * run.options.accumulate
@@ -392,22 +386,12 @@ def _batches(run: _Run[BatchT], stop: StopSignals) -> Generator[BatchT, None, No
         epoch, first = epoch + 1, 0
 
 
-def _steps_per_epoch(loader: Loader[Any], accumulate: int) -> int:
-    steps = loader.batches_per_epoch // accumulate
-    if steps < 1:
-        raise UserError(
-            f"accumulate={accumulate} with {loader.batches_per_epoch} batches per epoch: fewer batches "
-            f"than one optimizer step needs; lower accumulate or the batch size, or add data"
-        )
-    return steps
-
-
 def _is_multiple(step: int, every: int) -> bool:
     """Whether a step is a multiple of ``every``, which is 0 for never."""
     return every > 0 and step % every == 0
 
 
-def _resume(run: _Run[Any]) -> Mapping[str, Any] | None:
+def _resume(run: Training[Any]) -> Mapping[str, Any] | None:
     """Load the newest checkpoint of the run folder on all ranks; returns its fingerprint, if there is one."""
     newest: tuple[Path, dict[str, Any]] | None = None
 
@@ -433,7 +417,7 @@ def _resume(run: _Run[Any]) -> Mapping[str, Any] | None:
     return fingerprint
 
 
-def _save(run: _Run[Any], log: RunLog | None) -> Path:
+def _save(run: Training[Any], log: RunLog | None) -> Path:
     """Write a checkpoint; all ranks must call it."""
     if log is not None:
         log.flush()  # so that a resumed run has every line of metrics
@@ -441,7 +425,7 @@ def _save(run: _Run[Any], log: RunLog | None) -> Path:
     return distributed.run_on_main(lambda: run.checkpoints.save(content, run.state.progress.step))
 
 
-def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
+def _evaluate(run: Training[Any], evaluate: Callable[[], Mapping[str, float]]) -> dict[str, float]:
     """Evaluate without changing gradients, random states or the model's mode."""
     device = run.state.device
     run.model.eval()
@@ -453,7 +437,9 @@ def _evaluate(run: _Run[Any], evaluate: Callable[[], Mapping[str, float]]) -> di
     return {f"evaluation/{name}": value for name, value in results.items()}
 
 
-def _add_evaluation(run: _Run[Any], record: dict[str, Any], stopping: bool) -> tuple[dict[str, Any], bool]:
+def _add_evaluation(
+    run: Training[Any], record: dict[str, Any], stopping: bool
+) -> tuple[dict[str, Any], bool]:
     """The record with the evaluation's results, and whether to stop, also in the midst of an evaluation."""
     assert run.evaluate is not None
     try:
@@ -463,7 +449,7 @@ def _add_evaluation(run: _Run[Any], record: dict[str, Any], stopping: bool) -> t
         return record, True
 
 
-def _evaluate_late(run: _Run[Any], log: RunLog | None) -> tuple[dict[str, Any], Path]:
+def _evaluate_late(run: Training[Any], log: RunLog | None) -> tuple[dict[str, Any], Path]:
     """Evaluate the step whose evaluation a signal stopped; all ranks must call it."""
     progress = run.state.progress
     record, progress.unevaluated = progress.unevaluated or {}, None
@@ -477,7 +463,7 @@ def _evaluate_late(run: _Run[Any], log: RunLog | None) -> tuple[dict[str, Any], 
 
 
 def _report_failures(
-    run: _Run[Any], on_failures: Callable[[Sequence[Any]], None], failures: list[Any], log: RunLog | None
+    run: Training[Any], on_failures: Callable[[Sequence[Any]], None], failures: list[Any], log: RunLog | None
 ) -> None:
     """Report failures to the job; if that ends the run, save it first."""
     try:
@@ -487,15 +473,15 @@ def _report_failures(
         raise
 
 
-def _open_log(run: _Run[Any], folder: str | os.PathLike[str]) -> RunLog | nullcontext[None]:
-    """The log of rank 0."""
+def _open_log(run: Training[Any]) -> RunLog | nullcontext[None]:
     if not distributed.is_main():
         return nullcontext()
     return RunLog(
-        folder,
+        run.folder,
         first_step=run.state.progress.step,
         total_steps=run.total_steps,
         unit=run.options.unit,
         seconds_between_lines=run.options.seconds_between_lines,
         loggers=run.options.loggers,
+        evaluation_note=run.options.evaluation_note,
     )

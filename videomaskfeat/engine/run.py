@@ -24,7 +24,7 @@ from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.log import log_pictures
-from videomaskfeat.engine.loop import TrainResult, count_steps, train
+from videomaskfeat.engine.loop import Training, TrainResult, count_steps, train
 from videomaskfeat.engine.optim import (
     CosineRamp,
     WarmupCosine,
@@ -38,8 +38,13 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.texts import read_yaml
 
 logger = logging.getLogger(__name__)
+
+
+# A section that only the configs of one training have.
+_JOBS = {"mask": "pretrain", "augment": "finetune", "boxes": "detect-train", "gumbel": "train-tokenizer"}
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,11 @@ class RunFolder:
         try:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
-            raise UserError(
-                f"{self.path} contains a run of another job or version ({error}); choose another run.folder"
-            ) from error
+            sections = read_yaml(config_path, what="a config") or {}
+            job = next((_JOBS[name] for name in _JOBS if name in sections), "")
+            kind = f"of {job}" if job and _JOBS.keys() & sections - vars(self._config).keys() else ""
+            kind = kind or f"of another job or version ({error})"
+            raise UserError(f"{self.path} contains a run {kind}; choose another run.folder") from error
         check_fingerprint(self.upgrade_fingerprint(flat(earlier)), self.fingerprint, config_path)
 
     def write(self, name: str, text: str) -> None:
@@ -280,6 +287,10 @@ class Run(ABC):
         """Metrics of the present weights, the same on every rank."""
         return {}
 
+    def evaluation_note(self, metrics: Mapping[str, float]) -> str:
+        """What the log adds to the metrics of :meth:`evaluate`, such as the chance level."""
+        return ""
+
     @property
     def state(self) -> Mapping[str, Stateful]:
         """State that a resumed run needs besides the model, by name."""
@@ -420,24 +431,26 @@ class Run(ABC):
     def _loop(self) -> TrainResult:
         self.loader.skipped_records = self.counter.skipped_records
         return train(
-            model=self.network,
-            step=self.step,
-            loader=self.loader,
-            optimizer=self.optimizer,
-            learning_rate=self.schedule,
-            weight_decay=self.weight_decay,
-            folder=self.path,
-            device=self.device,
-            options=self._options(),
-            ema=self.ema,
-            fingerprint={**self.folder.fingerprint, **self.facts},
-            upgrade_fingerprint=self.folder.upgrade_fingerprint,
-            evaluate=self.evaluate if self.evaluates else None,
-            on_failures=self._count_failures,
-            before_step=self.before_step,
-            after_step=self.after_step,
-            on_resume=self._resumed,
-            extra={"failures": self.counter, "extensions": self.extensions, **self.state},
+            Training(
+                model=self.network,
+                step=self.step,
+                loader=self.loader,
+                optimizer=self.optimizer,
+                learning_rate=self.schedule,
+                weight_decay=self.weight_decay,
+                folder=self.path,
+                device=self.device,
+                options=self._options(),
+                ema=self.ema,
+                fingerprint={**self.folder.fingerprint, **self.facts},
+                upgrade_fingerprint=self.folder.upgrade_fingerprint,
+                evaluate=self.evaluate if self.evaluates else None,
+                on_failures=self._count_failures,
+                before_step=self.before_step,
+                after_step=self.after_step,
+                on_resume=self._resumed,
+                extra={"failures": self.counter, "extensions": self.extensions, **self.state},
+            )
         )
 
     def _count_failures(self, failures: Sequence[Any]) -> None:
@@ -473,6 +486,7 @@ class Run(ABC):
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
             loggers=tuple(run.loggers),
+            evaluation_note=self.evaluation_note,
         )
 
     def plan_of_training(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from videomaskfeat.errors import counted
 from videomaskfeat.inference.detectors import BoxScores, build_detections
 from videomaskfeat.inference.key_frames import EvaluationFrames, shorten_names
 from videomaskfeat.inference.results import hash_files, write_page, write_result, write_table
-from videomaskfeat.io import make_folder, whole_file
+from videomaskfeat.io import check_outputs, make_folder, whole_file
 from videomaskfeat.metrics.ava_map import (
     AvaData,
     AvaResult,
@@ -149,6 +150,12 @@ def score_detections(data: AvaData, rules: ScoringRules) -> ScoredDetections:
         ),
         sizes=by_size(truth, detections, matches, actions),
     )
+
+
+def check_result_folder(folder: str | os.PathLike[str], *more: str, overwrite: bool) -> None:
+    """Refuse a folder with files of a result, or with the files ``more``, unless ``overwrite`` is set."""
+    names = ("result.json", "per_class.csv", "report.html", *more)
+    check_outputs((os.path.join(folder, name) for name in names), overwrite=overwrite)
 
 
 def write_detection_result(folder: Path, scored: ScoredDetections, about: Mapping[str, Any]) -> None:

@@ -304,12 +304,15 @@ class VideoClassifier(VideoEncoder):
 
     def predict_clips(self, clips: Tensor, path: str) -> Predictions:
         """As :meth:`predict`, for the clips uint8 [V*S, T, H, W, C] of one video."""
-        logits = self._run(self.model, clips)  # [V*S, L]
+        return Predictions(path, self.clip_probabilities(clips, views=len(clips))[0], self.recipe.class_names)
+
+    def clip_probabilities(self, clips: Tensor, *, views: int) -> Tensor:
+        """Probabilities float32 [n, L] on the CPU, from clips uint8 [n*views, T, H, W, C]."""
+        logits = self._run(self.model, clips).unflatten(0, (-1, views))  # [n, V*S, L]
         if self.recipe.average == "logits":
-            logits = logits.mean(dim=0, keepdim=True)
+            logits = logits.mean(dim=1, keepdim=True)
         activation = torch.sigmoid if self.recipe.is_multi_label else functools.partial(torch.softmax, dim=-1)
-        probabilities = activation(logits).mean(dim=0).float()
-        return Predictions(path, probabilities, self.recipe.class_names)
+        return activation(logits).mean(dim=1).float()
 
 
 def load_classifier(

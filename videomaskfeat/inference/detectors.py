@@ -71,8 +71,8 @@ class VideoDetector:
 
     def choose_threads(self) -> None:
         """Set torch's number of CPU threads to the fastest one for this detector."""
-        crop = self.recipe.clip.crop
-        whole = torch.tensor([[0.0, 0.0, 0.0, crop, crop]])
+        _, height, width = self.recipe.clip.size
+        whole = torch.tensor([[0.0, 0.0, 0.0, width, height]])
         choose_inference_threads(
             self.model, self.recipe.clip, self.machine, network=lambda clips: self.model(clips, whole)
         )

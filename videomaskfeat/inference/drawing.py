@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.workers import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.inference.classifiers import ClassMap, ClipMap
-from videomaskfeat.io import free_name, make_folder
+from videomaskfeat.io import make_folder, output_paths
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.recipe import PretrainRecipe, denormalize
 from videomaskfeat.targets import TARGETS, build_target
@@ -53,7 +53,7 @@ class Visualized:
 
 def draw_videos(
     model: nn.Module,
-    videos: Iterable[str],
+    videos: Sequence[str],
     out: str | os.PathLike[str],
     *,
     recipe: PretrainRecipe,
@@ -85,6 +85,7 @@ def draw_videos(
     model.eval()
     try:
         arguments = [(video, recipe, reader) for video in videos]
+        outputs = output_paths(out, videos)
         clips = call_in_workers(_read_middle_clip, arguments, workers=workers)
         for index, ((video, *_), clip) in enumerate(zip(arguments, clips, strict=True)):
             if isinstance(clip, Exception):
@@ -97,11 +98,10 @@ def draw_videos(
                 title=os.path.basename(video),
                 frame_labels=tuple(f"frame {number}" for number in indices),
             )
-            name = free_name(Path(video).stem, {path.stem for path in written})
-            written.append(Path(out, f"{name}.png"))
+            written.append(_with_suffix(outputs[index], ".png"))
             write_picture(written[-1], drawing, columns=columns)
             if len(frames) > 1:
-                written.append(Path(out, f"{name}.mp4"))
+                written.append(_with_suffix(outputs[index], ".mp4"))
                 write_film(written[-1], drawing)
     finally:
         model.train(was_training)
@@ -110,7 +110,7 @@ def draw_videos(
 
 def draw_maps(
     compute: Callable[[str], ClipMap],
-    videos: Iterable[str],
+    videos: Sequence[str],
     out: str | os.PathLike[str],
     *,
     suffix: str,
@@ -130,19 +130,18 @@ def draw_maps(
     """
     make_folder(out)
     result = Visualized([], [])
-    for video in videos:
+    for video, output in zip(videos, output_paths(out, videos, f"_{suffix}"), strict=True):
         try:
             clip_map = compute(video)
         except (VideoReadError, ShortVideoError) as error:
             result.failures.append(error)
             continue
-        stem = free_name(f"{Path(video).stem}_{suffix}", {path.stem for path in result.written})
         title = os.path.basename(video)
         if isinstance(clip_map, ClassMap):
             title = f"{title}: {clip_map.prediction.text}"
         frames = clip_map.frames.numpy()
         heat = heat_frames(frames, clip_map.values.numpy())
-        result.written.append(Path(out, f"{stem}.png"))
+        result.written.append(_with_suffix(output, ".png"))
         write_heat_picture(
             result.written[-1],
             frames,
@@ -153,9 +152,18 @@ def draw_maps(
             columns=columns,
         )
         if len(frames) > 1:
-            result.written.append(Path(out, f"{stem}.mp4"))
+            result.written.append(_with_suffix(output, ".mp4"))
             write_heat_film(result.written[-1], frames, heat)
     return result
+
+
+def drawn_files(out: str | os.PathLike[str], videos: Sequence[str], ending: str = "") -> list[Path]:
+    """The files that the drawings of the videos may have."""
+    return [_with_suffix(path, end) for path in output_paths(out, videos, ending) for end in (".png", ".mp4")]
+
+
+def _with_suffix(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")  # a name may contain a dot
 
 
 def explain_undrawable(recipe: PretrainRecipe) -> str | None:
@@ -189,7 +197,7 @@ def _read_middle_clip(
             frames = source.read(indices)  # [T, H, W, 3]
     except (VideoReadError, ShortVideoError) as error:
         return error
-    return UniformCrop(clip.crop, clip.crop).sample(*frames.shape[1:3]).apply_clip(frames), indices
+    return UniformCrop(clip.crop, clip.short_side).sample(*frames.shape[1:3]).apply_clip(frames), indices
 
 
 @torch.inference_mode()

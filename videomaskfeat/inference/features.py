@@ -81,7 +81,7 @@ def read_features(folder: str | os.PathLike[str]) -> Features:
         UserError: the folder has none, or they are unfinished or damaged.
     """
     path = Path(folder)
-    meta = _read_meta(path)
+    meta = read_meta(path)
     if meta is None:
         raise UserError(f"{path} has no features (no meta.json); give a folder that extract-features wrote")
     if not meta["finished"]:
@@ -132,7 +132,7 @@ class FeatureFolder:
             UserError: the folder has other content, or features with other settings.
         """
         make_folder(self.path)
-        meta = _read_meta(self.path)
+        meta = read_meta(self.path)
         if meta is None:
             remove_temporary_files(self.path)  # of a process that was killed before meta.json was complete
             if set(list_folder(self.path)) - {self._ignored}:
@@ -173,7 +173,7 @@ class FeatureFolder:
         Raises:
             UserError: no video could be read.
         """
-        meta = _read_meta(self.path)
+        meta = read_meta(self.path)
         assert meta is not None
         if meta["finished"]:
             failed = _read_csv(self.path / "failures.csv", ("path", "cause"))
@@ -274,7 +274,12 @@ class FeatureFolder:
         write_json(self.path / "meta.json", {"kind": "features", "format": _FORMAT, **meta})
 
 
-def _read_meta(folder: Path) -> dict[str, Any] | None:
+def read_meta(folder: Path, kind: str = "features") -> dict[str, Any] | None:
+    """The content of meta.json; None without the file.
+
+    Raises:
+        UserError: it is damaged, or of another kind.
+    """
     path = folder / "meta.json"
     if not is_file(path):
         return None
@@ -282,7 +287,13 @@ def _read_meta(folder: Path) -> dict[str, Any] | None:
     try:
         if meta["format"] != _FORMAT or not isinstance(meta["settings"], dict) or "finished" not in meta:
             raise ValueError("of another version")
-        if meta["finished"] and not all(isinstance(size, int) and size > 0 for size in meta["shape"]):
+        if meta["kind"] != kind:
+            raise ValueError(f"these are {meta['kind']}, not {kind}")
+        if (
+            meta["finished"]
+            and kind == "features"
+            and not all(isinstance(size, int) and size > 0 for size in meta["shape"])
+        ):
             raise ValueError("its shape is not a list of sizes")
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -100,7 +100,7 @@ class FeatureProbe:
             for name, files in _list_files(config).items()
         }
         # The short side is the crop itself, so that the square covers as much of the frame as possible.
-        self._recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.crop)
+        self._recipe = ClassifyRecipe(clip=clip, views=1, crops=1, short_side=clip.short_side)
         for records in self.lists:
             build_views(records, self._recipe, reader=data.reader)  # raises if the recipe is wrong
         self._machine = Machine(str(device), "bf16" if bf16 else "fp32", data.reader, data.workers)

@@ -15,7 +15,15 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.results import describe_failures, write_page, write_result, write_table
-from videomaskfeat.io import is_file, is_folder, make_folder, make_parent, open_file, whole_file
+from videomaskfeat.io import (
+    check_outputs,
+    is_file,
+    is_folder,
+    make_folder,
+    make_parent,
+    open_file,
+    whole_file,
+)
 from videomaskfeat.metrics.accuracy import (
     Accuracy,
     MultiLabelScore,
@@ -27,7 +35,13 @@ from videomaskfeat.metrics.accuracy import (
     predictions,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.viz.evaluation import ClassPrecision, ClassRow, ShownVideo, render_evaluation
+from videomaskfeat.viz.evaluation import (
+    ClassPrecision,
+    ClassRow,
+    ShownVideo,
+    accuracy_text,
+    render_evaluation,
+)
 
 KINDS = {
     "softmax": "probabilities",
@@ -46,6 +60,8 @@ _LENGTHS = {
     "failed_paths": ("f", "U"),
     "failed_causes": ("f", "U"),
 }
+RESULT_FILES = ("result.json", "report.html", "scores.npz", "scores.csv", "confusion.csv", "per_class.csv")
+"""Files in the folder of an evaluation."""
 _ARRAYS = ("scores", "listed", "kind", "class_names", *_LENGTHS)
 _COLUMNS = (
     *("row", "path", "label", "prediction", "rank_of_label", "score_of_label", "score_of_prediction"),
@@ -292,8 +308,14 @@ class Evaluated:
     text: str
 
 
-def make_output_folders(out: str | os.PathLike[str], submission: str) -> None:
-    """Create the folders of an evaluation, so that a mistake is reported before the work."""
+def make_output_folders(out: str | os.PathLike[str], submission: str, *, overwrite: bool = False) -> None:
+    """Create the folders of an evaluation, so that a mistake is reported before the work.
+
+    Raises:
+        UserError: the folder has an evaluation or the submission exists, and ``overwrite`` is not set.
+    """
+    files = [os.path.join(out, name) for name in RESULT_FILES]
+    check_outputs([*files, *([submission] if submission else [])], overwrite=overwrite)
     make_folder(out)
     if submission:
         make_parent(submission)
@@ -502,9 +524,9 @@ def _format_result(
         lines.append(f"mAP         {result.mean_ap:.2f} % (random scores: {result.chance:.2f} %)")
     elif result is not None:
         lines += [
-            f"top-1       {result.top1:.2f} %",
-            f"top-5       {result.top5:.2f} %",
-            f"mean class  {result.mean_class:.2f} %",
+            f"top-1       {accuracy_text(result.top1, result.videos, scored.classes)}",
+            f"top-5       {accuracy_text(result.top5, result.videos, scored.classes, guesses=5)}",
+            f"mean class  {accuracy_text(result.mean_class, 0, scored.classes)}",
         ]
     if submission:
         missing = len(scored.failures)

@@ -336,7 +336,6 @@ def _nearest_name(task: str, options: Options, encoder: Mapping[str, Any]) -> st
 
 
 def _pixels(options: Options, output_stride: Triple) -> PixelTarget:
-    """The pixel target."""
     if options["MVIT.PATCH_2D"]:
         raise UserError(
             f"{options.path}: MASK.PRED_HOG False with MVIT.PATCH_2D True is "

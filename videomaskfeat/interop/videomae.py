@@ -218,7 +218,7 @@ def _classifier(
         # A model without head of the pre-training normalizes tokens, a fine-tuned one their mean.
         arguments["mean_first"] = source.has("*.fc_norm.weight")
         arguments["final_norm"] = "norm.weight" in state
-        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+        recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.short_side)
         return Converted(title, "vit_encoder", arguments, state, recipe, assumed=assumed)
     classes = head.shape[0]
     segments = known.get("data") == "SSV2"
@@ -227,7 +227,7 @@ def _classifier(
         sampling="segments" if segments else "clip",
         views=1 if segments else known.get("views", 5),
         crops=known.get("crops", 3),
-        short_side=known.get("short_side", clip.crop),
+        short_side=known.get("short_side", clip.short_side),
         class_names=label_names(known.get("names"), classes),
     )
     if not segments and "views" not in known:

@@ -120,7 +120,7 @@ def hugging_face(title: str, source: Source) -> Converted:
     pooling = {name.split(".")[2] for name in state if name.startswith("head.blocks.")}
     arguments = {**converted.arguments, "classes": classes, "head": "attentive", "head_depth": len(pooling)}
     names = label_names(config.get("id2label"), classes)
-    recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop, class_names=names)
+    recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.short_side, class_names=names)
     name = vit_name(arguments["width"])
     return Converted(title, name, arguments, state, recipe, unused=_PREDICTOR, assumed=assumed)
 
@@ -134,7 +134,7 @@ def _encoder(
 ) -> Converted:
     clip, assumed = clip_and_assumed
     arguments = vit_arguments(source, state, clip_size=clip.size, **options)
-    recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.crop)
+    recipe = ClassifyRecipe(clip, views=1, crops=1, short_side=clip.short_side)
     return Converted(title, "vit_encoder", arguments, state, recipe, unused=_PREDICTOR, assumed=assumed)
 
 

@@ -19,7 +19,11 @@ from videomaskfeat.io import file_sha256
 
 
 def average_files(
-    members: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str], *, submission: str = ""
+    members: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    submission: str = "",
+    overwrite: bool = False,
 ) -> Evaluated:
     """Average the scores of several evaluations of one list, and write the files of an evaluation.
 
@@ -27,9 +31,11 @@ def average_files(
         members: folders of evaluations, or their scores.npz; two or more.
         out: folder to write.
         submission: file for a Something-Something-v2 test submission; empty: none.
+        overwrite: replace the files of an earlier evaluation.
 
     Raises:
-        UserError: a file is missing or given twice, or their videos, classes or kinds of scores differ.
+        UserError: a file is missing or given twice, their videos, classes or kinds of scores differ, or the
+            folder has an evaluation.
     """
     files = [scores_path(member) for member in members]
     real = [os.path.realpath(file) for file in files]
@@ -43,6 +49,6 @@ def average_files(
         "members_sha256": {str(number): file_sha256(file) for number, file in enumerate(files, start=1)},
         "protocol": {"averaged": files, "scores": scored.kind},
     }
-    make_output_folders(out, submission)
+    make_output_folders(out, submission, overwrite=overwrite)
     result, text = write_evaluation(Path(out), scored, about, submission=submission)
     return Evaluated(result, scored, scored.failures, text)

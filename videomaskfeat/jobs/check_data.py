@@ -7,7 +7,7 @@ import os
 
 from videomaskfeat.data.check import CheckReport, Progress, check_list
 from videomaskfeat.data.formats import load_records, write_clean_list
-from videomaskfeat.io import is_folder, make_parent, whole_file
+from videomaskfeat.io import check_outputs, is_folder, make_parent, whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +25,7 @@ def check_data(
     decode: bool = True,
     json_path: str | None = None,
     clean_path: str | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
     """Scan a list or folder; see :func:`~videomaskfeat.data.formats.load_records` and
@@ -34,14 +35,16 @@ def check_data(
         json_path: JSON file for the findings; None: none.
         clean_path: file for the rows that are fit for training, as they are in the list; for a folder, quoted
             paths relative to the file, one per line, with the labels of class folders. None: none.
+        overwrite: replace these two files if they exist.
 
     Raises:
-        UserError: the list is wrong, or a file cannot be written.
+        UserError: the list is wrong, or a file exists or cannot be written.
     """
     records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
-    for target in (json_path, clean_path):
-        if target:  # reports a mistake before the work
-            make_parent(target)
+    outputs = [target for target in (json_path, clean_path) if target]
+    check_outputs(outputs, overwrite=overwrite)
+    for target in outputs:  # reports a mistake before the work
+        make_parent(target)
     report = check_list(
         [(record.path, record.label) for record in records],
         reader=reader,

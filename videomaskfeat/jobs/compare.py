@@ -21,7 +21,7 @@ from typing import Any, Literal
 import simplejson
 import torch
 
-from videomaskfeat.config import check_config, load_config
+from videomaskfeat.config import check_config, flat, load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
@@ -30,6 +30,7 @@ from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name
+from videomaskfeat.inference.clip_settings import INHERITED
 from videomaskfeat.io import is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
@@ -70,7 +71,7 @@ def compare(config: CompareConfig, *, targets: Sequence[str] = (), report: Repor
     Args:
         config: config of the comparison.
         targets: names of the entries to run; empty: all.
-        report: receives a line for each finished run.
+        report: receives lines on the start and the end of each run, with the time left.
 
     Returns:
         The page.
@@ -97,12 +98,16 @@ def _run_all(runs: Sequence[TargetRuns], verbs: Verbs, *, jobs: int, report: Rep
     """Run the runs that are not finished, ``jobs`` targets at a time."""
     threads = max((os.cpu_count() or 1) // jobs, 1) if jobs > 1 else None
     turns = {command.folder: Lock() for one in runs for command in one}  # several targets may need one run
+    clock = _Clock([command for one in runs for command in one], jobs)
 
     def run(commands: TargetRuns) -> None:
         for command in commands:
             with turns[command.folder]:
                 if not command.finished:
+                    report(clock.started(command))
+                    start = time.monotonic()
                     command.run(verbs, threads=threads)
+                    report(clock.finished(command, time.monotonic() - start))
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(run, one) for one in runs]
@@ -113,6 +118,47 @@ def _run_all(runs: Sequence[TargetRuns], verbs: Verbs, *, jobs: int, report: Rep
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             report(f"{number} of {len(runs)}: {one.target}, seed {one.seed}")
+
+
+class _Clock:
+    """Lines on the progress of the runs, with the time left.
+
+    A run takes as long as the mean of the finished runs of its verb, or of all verbs if none has finished.
+
+    Args:
+        commands: all runs; equal folders count once, and finished runs do not count.
+        jobs: number of parallel runs.
+    """
+
+    def __init__(self, commands: Sequence[Command], jobs: int) -> None:
+        self._left = {command.folder: command for command in commands if not command.finished}
+        self._total, self._jobs = len(self._left), jobs
+        self._seconds: dict[str, list[float]] = {}
+
+    def started(self, command: Command) -> str:
+        """The line for a run that starts."""
+        return (
+            f"run {self._total - len(self._left) + 1} of {self._total}: {_name(command)}{self._time_left()}"
+        )
+
+    def finished(self, command: Command, seconds: float) -> str:
+        """The line for a run that has finished."""
+        del self._left[command.folder]
+        self._seconds.setdefault(command.verb, []).append(seconds)
+        left = self._time_left() if self._left else ""
+        return f"  {_name(command)} took {duration_text(seconds)}{left}"
+
+    def _time_left(self) -> str:
+        times = [one for own in self._seconds.values() for one in own]
+        if not times:
+            return ""
+        means = {verb: sum(own) / len(own) for verb, own in self._seconds.items()}
+        rest = [means.get(command.verb, sum(times) / len(times)) for command in self._left.values()]
+        return f"; about {duration_text(sum(rest) / min(self._jobs, max(len(rest), 1)))} left for all runs"
+
+
+def _name(command: Command) -> str:
+    return "/".join(command.folder.parts[-3:])
 
 
 # The plan: the runs of each target with each seed.
@@ -290,14 +336,16 @@ def _plan_target(
     def plan_finetunings(kind: str, weights: str, place: str) -> dict[str, Command]:
         rest = (entry.finetune, {"model": {"weights": weights}})
         return {
-            name: plan(
-                "finetune",
-                section.finetune,
-                join_names(kind, name),
-                shared.finetune,
-                keys,
-                *rest,
-                place=place,
+            name: _with_own_clips(
+                plan(
+                    "finetune",
+                    section.finetune,
+                    join_names(kind, name),
+                    shared.finetune,
+                    keys,
+                    *rest,
+                    place=place,
+                )
             )
             for name, keys in tunings.items()
         }
@@ -317,6 +365,16 @@ def _plan_target(
     finetunes = plan_finetunings("finetuned", "{run}/pretrained/weights.safetensors", "{run}")
     scratch = plan_finetunings("scratch", "", f"{{folder}}/{first}/seed_{seed}")
     return TargetRuns(name, seed, before, pretrain, finetunes, scratch)
+
+
+def _with_own_clips(command: Command) -> Command:
+    """The command with all clip settings of its config, so that it takes none from its weights.
+
+    With and without pre-training, a target is fine-tuned on the same clips.
+    """
+    values = flat(load_config(FinetuneConfig, command.config, command.overrides))
+    own = tuple(f"{name}={json.dumps(values[name])}" for name in INHERITED)
+    return replace(command, overrides=(*command.overrides, *own))
 
 
 def overrides_of(tree: Mapping[str, Any]) -> list[str]:

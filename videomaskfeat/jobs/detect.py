@@ -27,6 +27,7 @@ from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, 
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, score_in_memory, score_key_frames
 from videomaskfeat.inference.key_frames import (
     EvaluationFrames,
@@ -115,16 +116,17 @@ class DetectRun(Run):
 
     def plan(self) -> list[str]:
         config, clip, lists, model = self.config, self.config.clip, self.lists, self.model
-        size = (1, 3, clip.frames, clip.crop, clip.crop)
-        inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, clip.crop, clip.crop]]))
+        size = (1, 3, *self.recipe.clip.size)
+        inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, size[4], size[3]]]))
         parameters = sum(parameter.numel() for parameter in model.parameters())
         tokens, maps = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
         tested = "" if lists.tested is None else f", {len(lists.tested)} held out"
         return [
             f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
             f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds per clip with one box",
-            f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
+            f"clip      {clip.frames} frames x stride {clip.stride}, {size[3]}x{size[4]} pixels: "
             f"{tokens} = {tokens.size} tokens, boxes are cut from maps of {maps}",
+            *describe_inherited(config.model.weights, self.recipe.clip),
             f"data      {self.loader.dataset.records.source}: {len(self.loader.dataset)} key frames with "
             f"{len(lists.train.boxes)} boxes{tested}, {lists.classes} actions",
         ]
@@ -325,9 +327,14 @@ def _poses(config: DetectConfig, classes: int) -> tuple[int, ...]:
 
 def build_recipe(config: DetectConfig, lists: ActionLists) -> DetectRecipe:
     """Clips, frames and actions, for the weights file."""
-    evaluate = config.evaluate
+    evaluate, clip = config.evaluate, ClipRecipe.of(config.clip)
+    if not isinstance(clip.crop, int):
+        raise UserError(
+            f"clip.crop {list(clip.crop)}: detection trains on square crops of the frame; set one number "
+            "(whole frames are used at test time)"
+        )
     return DetectRecipe(
-        clip=ClipRecipe.of(config.clip),
+        clip=clip,
         actions=lists.actions,
         classes=lists.classes,
         poses=lists.poses,
@@ -353,7 +360,7 @@ def build_detector(config: DetectConfig, classes: int) -> tuple[Detector, LoadRe
             f"model.name {keys.name!r} is not a detector of actions; use one of {', '.join(known)}"
         )
     arguments: dict[str, Any] = {
-        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "clip_size": ClipRecipe.of(clip).size,
         "classes": classes,
         "drop_path": keys.drop_path,
         "dropout": keys.dropout,
@@ -408,7 +415,9 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
         stride=clip.stride,
         target_fps=clip.target_fps,
         transform=ShortSideJitterCrop(
-            clip.crop, short_side=(clip.short_side[0], clip.short_side[1]), flip=clip.flip
+            ClipRecipe.of(clip).crop,
+            short_side=(clip.short_side[0], clip.short_side[1]),
+            flip=clip.flip,
         ),
         augment=Augmentation(color=ColorJitter(**jitter)) if any(jitter.values()) else None,
         visible=config.boxes.visible,

@@ -11,7 +11,12 @@ from pathlib import Path
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.ava_scores import ScoredFiles, ScoringRules, write_key_frame_score
+from videomaskfeat.inference.ava_scores import (
+    ScoredFiles,
+    ScoringRules,
+    check_result_folder,
+    write_key_frame_score,
+)
 from videomaskfeat.inference.detectors import BoxScores, VideoDetector, load_detector, score_key_frames
 from videomaskfeat.inference.key_frames import VideoLocations, describe_key_frames, read_key_frames
 from videomaskfeat.inference.multiview import Machine, Progress
@@ -61,6 +66,7 @@ def detect_evaluate(
     frames: FrameOptions = AS_TESTED,
     machine: Machine = THIS_MACHINE,
     rules: ScoringRules = OFFICIAL,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> tuple[BoxScores, str]:
     """Score the boxes of key frames, and write the result into a folder.
@@ -74,6 +80,7 @@ def detect_evaluate(
         frames: how key frames are cut.
         machine: device and loading options.
         rules: how detections are scored.
+        overwrite: replace the files of an earlier result.
         progress: called with the number of scored key frames, and the total.
 
     Returns:
@@ -102,6 +109,9 @@ def detect_evaluate(
             score_threshold=recipe.score_threshold,
         )
         sources = locations.find_videos(key_frames.truth, key_frames.tested)
+        distributed.run_on_main(
+            lambda: check_result_folder(out, "detections.csv", "failures.jsonl", overwrite=overwrite)
+        )
         distributed.run_on_main(lambda: make_folder(out))  # reports a mistake before the work
         detector.choose_threads()
         start = time.monotonic()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,19 @@ from videomaskfeat import __version__
 from videomaskfeat.ava import AVA_ACTIONS
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.readers_seeking import open_timed
+from videomaskfeat.data.windows import iter_at_rate
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detectors import VideoDetector, load_detector
 from videomaskfeat.inference.multiview import Progress
 from videomaskfeat.inference.person_boxes import check_boxes, load_box_detector
 from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, check_tracking, find_actions
 from videomaskfeat.inference.results import describe_weights, write_json
-from videomaskfeat.io import file_sha256, free_name, make_folder
+from videomaskfeat.io import check_outputs, file_sha256, make_folder, output_paths
 from videomaskfeat.metrics.ava_map import Detections, write_detections
 from videomaskfeat.schemas import ActionsConfig, DetectVideoConfig
 from videomaskfeat.viz.labeled import Bar, DrawnPerson, film_rate, write_persons
 
 _COMMON_ACTIONS = 3  # number of actions in the summary
-_STRETCH = 20.0  # seconds of the video that are read together: the reader stores their packets
 
 
 @dataclass(frozen=True)
@@ -61,8 +60,8 @@ def detect_videos(
         on_video: called with a summary of each video, and its files.
 
     Raises:
-        UserError: the weights or an option is wrong, the boxes file lacks a video, or no video could be
-            read.
+        UserError: the weights or an option is wrong, the boxes file lacks a video, an output exists, or no
+            video could be read.
         RunFailed: a score is not finite, or the person detector raised an error.
     """
     files, persons, actions = config.files, config.persons, config.actions
@@ -79,11 +78,14 @@ def detect_videos(
         box_detector = load_box_detector(persons.detector, persons.detector_options)
     if persons.boxes is not None:
         check_boxes(persons.boxes, files.videos, classes=max(AVA_ACTIONS, detector.recipe.classes))
+    outputs = output_paths(files.out, files.videos, "_actions")
+    kinds = [".json", *([".mp4"] if actions.film else []), *([".csv"] if actions.csv else [])]
+    check_outputs((f"{path}{kind}" for path in outputs for kind in kinds), overwrite=files.overwrite)
     make_folder(files.out)
     detector.choose_threads()
     protocol = _describe_protocol(config, detector)
-    result, names = Detected(), set[str]()
-    for path in files.videos:
+    result = Detected()
+    for path, output in zip(files.videos, outputs, strict=True):
         try:
             video = find_actions(
                 detector,
@@ -100,11 +102,9 @@ def detect_videos(
             result.failures.append(error)
             continue
         result.videos.append(video)
-        name = free_name(f"{Path(path).stem}_actions", names)
-        names.add(name)
         if actions.max_gap_seconds is None:
             protocol["max_gap_seconds"] = 2 * video.every
-        written = _write_video(Path(files.out) / name, video, result, protocol, actions)
+        written = _write_video(output, video, result, protocol, actions)
         if on_video is not None:
             on_video("\n".join([format_summary(video, threshold=actions.threshold), *video.notes]), written)
     if not result.videos:
@@ -327,23 +327,8 @@ def write_film(path: str | os.PathLike[str], video: VideoActions, *, threshold: 
     fps = film_rate(video.fps)
     timeline = Timeline(video, threshold=threshold, top=top)
     count = max(round(video.duration_seconds * fps), 1)
-    frames = (
-        (picture, timeline.at(number / fps)) for number, picture in _read_frames(video.path, fps, count)
-    )
-    write_persons(path, frames, fps=fps)
-
-
-def _read_frames(path: str, fps: float, count: int) -> Iterator[tuple[int, np.ndarray]]:
-    """The frames nearest to 0, 1 / fps, ... seconds, in order, with their numbers."""
-    stretch = max(math.floor(_STRETCH * fps), 1)
-    with open_timed(path, threads=0) as reader:
-        for start in range(0, count, stretch):
-            numbers = np.arange(start, min(start + stretch, count))
-            pending: dict[int, np.ndarray] = {}  # the reader may go back, so frames can come out of order
-            following = 0
-            for places, picture in reader.iter_frames_at(numbers / fps):
-                for place in sorted(places.tolist()):
-                    pending[place] = picture if place == following else picture.copy()
-                    while following in pending:
-                        yield start + following, pending.pop(following)
-                        following += 1
+    with open_timed(video.path, threads=0) as reader:
+        frames = (
+            (picture, timeline.at(number / fps)) for number, picture in iter_at_rate(reader, fps, count)
+        )
+        write_persons(path, frames, fps=fps)

@@ -98,6 +98,7 @@ def evaluate(
     neighbors: Neighbors | None = None,
     machine: Machine = THIS_MACHINE,
     submission: str = "",
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Evaluated:
     """Score the videos of a list by all their views, and write the result into a folder.
@@ -112,15 +113,17 @@ def evaluate(
         neighbors: classify by the nearest videos of a training list; None: by the head of the network.
         machine: device and loading options.
         submission: file for a Something-Something-v2 test submission; empty: none.
+        overwrite: replace the files of an earlier evaluation.
         progress: called with the number of scored videos, and the total.
 
     Raises:
-        UserError: the weights, a list or an option is wrong, or no video could be read.
+        UserError: the weights, a list or an option is wrong, the folder has an evaluation, or no video could
+            be read.
         RunFailed: the output of the network is not finite.
     """
     with distributed.process_group(machine.torch_device):
         evaluation = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
-        distributed.run_on_main(lambda: make_output_folders(out, submission))
+        distributed.run_on_main(lambda: make_output_folders(out, submission, overwrite=overwrite))
         model = evaluation.model
         network = None if neighbors is None else model.features
         choose_inference_threads(model, evaluation.recipe.clip, machine, network=network)

@@ -1,4 +1,5 @@
-"""``extract-features``: write features of the videos in a list; resumable, on any number of ranks."""
+"""``extract-features``: write features of the videos in a list, or of their windows; resumable, on any number
+of ranks."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from videomaskfeat.data.batches import ViewsBatch
 from videomaskfeat.data.folders import VIDEO_SUFFIXES
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
+from videomaskfeat.data.video import VideoReadError
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
@@ -29,10 +31,13 @@ from videomaskfeat.inference.multiview import (
 )
 from videomaskfeat.inference.results import describe_views, describe_weights, hash_records
 from videomaskfeat.inference.threads import choose_inference_threads
+from videomaskfeat.inference.window_features import WindowFolder
+from videomaskfeat.inference.windows import Windows, check_windows, iter_window_clips
 from videomaskfeat.io import is_file
 from videomaskfeat.recipe import ClassifyRecipe
 
 DTYPES = ("float32", "float16")
+FORMS = ("npz", "npy")
 DETECTED_FORMAT, THIS_MACHINE = ListChoice(), Machine()
 
 
@@ -42,7 +47,7 @@ class Extracted:
 
     Attributes:
         folder: folder of the features, for :func:`~videomaskfeat.inference.features.read_features`.
-        shape: shape of the array, videos first.
+        shape: shape of the array, videos first; with windows [windows of all videos, D].
         failures: one error, with path and cause, for each unreadable video.
     """
 
@@ -62,6 +67,9 @@ def extract_features(
     crops: int = 1,
     dtype: str = "float32",
     videos_per_shard: int = 128,
+    window: float | None = None,
+    every: float | None = None,
+    form: str = "npz",
     lists: ListChoice = DETECTED_FORMAT,
     machine: Machine = THIS_MACHINE,
     progress: Progress | None = None,
@@ -80,6 +88,10 @@ def extract_features(
         crops: crops per view, 1 or 3, over which features are averaged.
         dtype: type on disk: float32 or float16.
         videos_per_shard: videos per shard; an interruption loses at most one shard per rank.
+        window: length of a window [seconds]: features of one clip in the middle of each window, one file per
+            video, see :mod:`~videomaskfeat.inference.window_features`; None: of the whole video.
+        every: distance of the starts of two windows [seconds]; None: ``window``.
+        form: files of windows: npz or npy.
         lists: how the list is read.
         machine: device and loading options.
         progress: called with the number of finished videos, and the total.
@@ -90,6 +102,10 @@ def extract_features(
         RunFailed: a feature is not finite, or too large for float16.
     """
     check_name("dtype", dtype, DTYPES)
+    check_name("form", form, FORMS)
+    windows = check_windows(window, every, views=views)
+    if windows is not None and grid:
+        raise UserError("grid with window: windows have pooled features; leave one of the two out")
     if videos_per_shard < 1:
         raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
     if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
@@ -104,7 +120,7 @@ def extract_features(
         )
         recipe = encoder.recipe.with_views(views=views, crops=crops)
         encoder.check_output(recipe, depth=depth, pooled=not grid)
-        records = lists.load(list_path, stills=recipe.clip.frames == 1)
+        records = lists.load(list_path, stills=recipe.clip.frames == 1 and windows is None)
         build_views(records, recipe)  # raises if views or crops are wrong, before the folder is created
         identity = describe_weights(weights)
         options = {
@@ -118,6 +134,14 @@ def extract_features(
             "weights_sha256": identity["weights_sha256"],
         }
         about = {"weights": identity["weights"], "list": list_path, "videos": len(records)}
+        if windows is not None:
+            del options["videos_per_shard"]
+            options |= {"window_seconds": windows.window, "every_seconds": windows.every, "form": form}
+            folder_of_windows = WindowFolder(out, records, dtype=dtype, form=form, ignored=LOCK_NAME)
+            with lock_for_all_ranks(out, remedy="choose another folder"):
+                rows = distributed.run_on_main(lambda: folder_of_windows.open(options, about))
+                choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
+                return _extract_windows(encoder, recipe, folder_of_windows, rows, windows, depth, progress)
         folder = FeatureFolder(out, dtype=dtype, ignored=LOCK_NAME)
         count = math.ceil(len(records) / videos_per_shard)
         with lock_for_all_ranks(out, remedy="choose another folder"):
@@ -127,6 +151,45 @@ def extract_features(
             run_on_every_rank(lambda: extraction.run(pending, workers=machine.workers, progress=progress))
             shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
     return Extracted(Path(out), shape, failures)
+
+
+def _extract_windows(
+    encoder: VideoEncoder,
+    recipe: ClassifyRecipe,
+    folder: WindowFolder,
+    rows: Sequence[int],
+    windows: Windows,
+    depth: int | None,
+    progress: Progress | None,
+) -> Extracted:
+    """Write the features of the missing videos; the ranks divide them."""
+    records = folder.records
+
+    def work() -> dict[int, str]:
+        failures: dict[int, str] = {}
+        own = rows[distributed.rank() :: distributed.world_size()]
+        for number, row in enumerate(own, start=1):
+            try:
+                groups = iter_window_clips(records[row].path, recipe, windows, reader=encoder.machine.reader)
+                outputs = [
+                    (encoder.clip_features(clips, depth=depth, views=recipe.crops).numpy(), times)
+                    for times, clips in groups
+                ]
+            except VideoReadError as error:
+                failures[row] = error.cause
+            else:
+                features, times = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+                folder.save(row, features, times)
+            if progress is not None and distributed.is_main():
+                done = len(records) - len(rows) + number * distributed.world_size()
+                progress(min(done, len(records)), len(records))
+        return failures
+
+    gathered = run_on_every_rank(work)
+    failures = {row: cause for own in gathered for row, cause in own.items()}
+    count, width = distributed.run_on_main(lambda: folder.finish(failures))
+    errors = [VideoReadError(records[row].path, cause) for row, cause in sorted(failures.items())]
+    return Extracted(folder.path, (count, width), errors)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from videomaskfeat.engine.contracts import StepResult
 from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
+from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.lists import ListChoice, read_class_names
 from videomaskfeat.inference.multiview import (
     Machine,
@@ -54,10 +55,19 @@ from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.lora import LoraOptions, add_lora, merge_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, compare_levels, normalize
+from videomaskfeat.recipe import (
+    CLASSIFY_KEY,
+    ClassifyRecipe,
+    ClipRecipe,
+    compare_levels,
+    normalize,
+)
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
+from videomaskfeat.values import build_dataclass
+from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -87,6 +97,9 @@ class FinetuneRun(Run):
         if self.lists.is_multi_label:
             self.recipe = replace(self.recipe, average="sigmoid")
         model, self.load_report = build_classifier(config, self.lists.classes)
+        self.lora = read_lora(config)
+        if self.lora is not None:
+            add_lora(model, **vars(self.lora))
         if self.load_report is not None:
             self.load_warning = compare_levels(
                 config.model.weights, self.recipe.clip, self.load_report.normalization
@@ -110,22 +123,24 @@ class FinetuneRun(Run):
 
     def plan(self) -> list[str]:
         config, clip, lists = self.config, self.config.clip, self.lists
-        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        size = (1, 3, *self.recipe.clip.size)
         total = sum(parameter.numel() for parameter in self.model.parameters())
         learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         share = f"{learned / 1e6:.2f} M" if learned >= 10_000 else f"{learned / 1e3:.2f} K"
-        frozen = "" if learned == total else f" ({share} learned, the encoder is frozen)"
+        how = f"adapters of rank {self.lora.rank} and the head" if self.lora else "the encoder is frozen"
+        frozen = "" if learned == total else f" ({share} learned, {how})"
         tokens = self.model.token_grid(size)  # type: ignore[operator]
         sampling = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
         held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"
         lines = [
             f"model     {config.model.name}: {total / 1e6:.2f} M parameters{frozen}, "
             f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
-            f"clip      {clip.frames} frames x {sampling}, {clip.crop}x{clip.crop} pixels: {tokens} = "
+            f"clip      {clip.frames} frames x {sampling}, {size[3]}x{size[4]} pixels: {tokens} = "
             f"{tokens.size} tokens, {counted(clip.samples_per_video, 'clip')} per video and epoch",
             f"data      {lists.train.source}: {len(lists.train)} videos{held_out}, {lists.classes} classes"
             f"{', any number per video: binary cross-entropy, mAP' if lists.is_multi_label else ''}",
         ]
+        lines[2:2] = describe_inherited(config.model.weights, self.recipe.clip)
         mix, optim = config.mix, config.optim
         clips = optim.batch_size // distributed.world_size() // optim.accumulate
         if clips <= clip.samples_per_video and (mix.mixup or mix.cutmix) and mix.probability:
@@ -159,6 +174,13 @@ class FinetuneRun(Run):
     def evaluate(self) -> dict[str, float]:
         """Accuracy, or mAP of a multi-label list, with one view per video."""
         return self.measure_sets(self.config.evaluate.weights, self.measure)
+
+    def evaluation_note(self, metrics: Mapping[str, float]) -> str:
+        """Chance level and 95 % interval of top-1, during the training."""
+        if self.lists.validation is None or "top1" not in metrics:
+            return ""
+        text = accuracy_text(metrics["top1"], len(self.lists.validation), self.lists.classes)
+        return text.partition(" % ")[2]
 
     def _accuracy(self) -> dict[str, float]:
         score = accuracy(*self.score(replace(self.recipe, views=1, crops=1)))
@@ -196,6 +218,8 @@ class FinetuneRun(Run):
         self.save_last()
         if self.lists.validation is None:
             return {}
+        if self.lora is not None:
+            merge_lora(self.model)
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         # A resumed run may evaluate other views than the one that wrote the file.
         distributed.run_on_main(lambda: self.save(self.best.path))
@@ -249,16 +273,31 @@ class FinetuneRun(Run):
                 f"({summary['validation_best_map']:.2f} % with one view)",
             ]
         if "top1" in summary:
+            counts = summary["videos"], summary["classes"]
             lines += [
                 f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
                 f"{summary['videos']} of {summary['listed']} videos",
-                f"  top-1       {summary['top1']:.2f} %",
-                f"  top-5       {summary['top5']:.2f} %",
-                f"  mean class  {summary['mean_class']:.2f} %",
+                f"  top-1       {accuracy_text(summary['top1'], *counts)}",
+                f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
+                f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
+                *_advice(summary),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
         return lines
+
+
+def _advice(summary: Mapping[str, Any]) -> list[str]:
+    """What to try if the accuracy may be that of guesses."""
+    videos, classes = summary["videos"], summary["classes"]
+    low, _ = confidence_interval(summary["top1"] / 100, videos)
+    if low > 1 / classes:
+        return []
+    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
+    return [
+        f"advice      the interval of {counted(videos, 'video')} includes chance: {start}train longer "
+        "(optim.epochs), try optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
+    ]
 
 
 @dataclass(frozen=True)
@@ -319,7 +358,7 @@ def read_lists(config: FinetuneConfig) -> ClassLists:
     if names and data.classes and len(names) != data.classes:
         raise UserError(
             f"{names_path or data.train} has {len(names)} class names, but data.classes is "
-            f"{data.classes}; leave data.classes out, or give the names of these classes"
+            f"{data.classes}; set data.classes=0 (the number of names), or give the names of these classes"
         )
     if validation is not None and validation.is_multi_label != train.is_multi_label:
         raise UserError(
@@ -366,7 +405,7 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     """
     clip, keys = config.clip, config.model
     arguments: dict[str, Any] = {
-        "clip_size": (clip.frames, clip.crop, clip.crop),
+        "clip_size": ClipRecipe.of(clip).size,
         "classes": classes,
         "drop_path": keys.drop_path,
         "dropout": keys.dropout,
@@ -378,6 +417,23 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     name = with_default_head(keys.name, "classifier")
     model = create_model_from(name, {**arguments, **keys.arguments})
     return model, load_pretrained(model, keys) if keys.weights else None
+
+
+def read_lora(config: FinetuneConfig) -> LoraOptions | None:
+    """The arguments of the adapters; None: all weights are trained.
+
+    Raises:
+        UserError: an argument is wrong, or there are no initial weights.
+    """
+    keys = config.model
+    if not keys.lora:
+        return None
+    if not keys.weights:
+        raise UserError(
+            "model.lora changes a trained encoder, but model.weights is not set; set it to the weights of a "
+            "run, or leave model.lora out"
+        )
+    return build_dataclass(LoraOptions, keys.lora, name="model.lora")
 
 
 def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any]:
@@ -410,15 +466,16 @@ def _sampler(clip: LabeledClipConfig) -> Callable[..., np.ndarray]:
 
 
 def _transform(clip: LabeledClipConfig) -> ClipTransform:
+    crop = ClipRecipe.of(clip).crop
     if clip.crop_kind == "area":
         return RandomResizedCrop(
-            clip.crop,
+            crop,
             area=(clip.crop_area[0], clip.crop_area[1]),
             aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
             flip=clip.flip,
         )
     return ShortSideJitterCrop(
-        clip.crop,
+        crop,
         short_side=(clip.short_side[0], clip.short_side[1]),
         inverse_uniform=clip.short_side_inverse,
         flip=clip.flip,

@@ -363,7 +363,7 @@ def _detect_config(imported: Imported) -> DetectConfig:
     for key in ("drop_path", "dropout", "head_scale"):
         setattr(config.model, key, arguments[key])
     config.model.arguments = _changed_arguments(name, arguments, _OTHER_KEYS)
-    config.evaluate.area, config.evaluate.short_side = "center", imported.clip.recipe.clip.crop
+    config.evaluate.area, config.evaluate.short_side = "center", imported.clip.recipe.clip.short_side
     config.run.activation_checkpointing = arguments["checkpoint_blocks"]
     return config
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from videomaskfeat.inference.probe import FeatureProbe
 
 logger = logging.getLogger(__name__)
+_USUAL_STEPS = 1800  # after which small models were below the constant, see docs/design.md
 
 
 def pretrain(config: PretrainConfig) -> Outcome:
@@ -79,13 +80,13 @@ class PretrainRun(Run):
     def plan(self) -> list[str]:
         config, clip, records = self.config, self.config.clip, self.loader.dataset.records
         encoder: Any = self.method.encoder
-        size = (1, 3, clip.frames, clip.crop, clip.crop)
+        size = (1, 3, *self.method.recipe.clip.size)
         tokens, output = encoder.token_grid(size), encoder.output_grid(size)
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         lines = [
             f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
             f"{multiply_adds(self.model, self.method.example) / 1e9:.1f} G multiply-adds per clip",
-            f"clip      {clip.frames} frames x stride {clip.stride}, {clip.crop}x{clip.crop} pixels: "
+            f"clip      {clip.frames} frames x stride {clip.stride}, {size[3]}x{size[4]} pixels: "
             f"{tokens} = {tokens.size} tokens, predictions on {output}",
             f"target    {self.method.description}",
             *self._method_lines,
@@ -206,8 +207,23 @@ def has_probe(config: ProbeConfig) -> bool:
     return bool(config.train or config.test or config.factors)
 
 
+def _advice(summary: Mapping[str, Any]) -> str:
+    """What to try after a run that ends above the best constant prediction."""
+    steps = int(summary.get("steps", 0))
+    longer = f"train longer: {steps} steps" if steps < _USUAL_STEPS else f"after {steps} steps"
+    remedy = (
+        f"of usually at least {_USUAL_STEPS} (run.extend=true with a larger optim.epochs continues this run)"
+        if steps < _USUAL_STEPS
+        else "try half of optim.learning_rate, a lower mask.ratio, or more videos; a training loss far "
+        "below the held-out loss means too few videos"
+    )
+    return f"advice      worse than a constant: {longer} {remedy}"
+
+
 def final_lines(summary: Mapping[str, Any]) -> list[str]:
     """The final lines of the log on loss and features."""
+    from videomaskfeat.viz.evaluation import accuracy_text
+
     lines = []
     if "heldout_trained" in summary:
         constant, trained = summary["heldout_constant"], summary["heldout_trained"]
@@ -226,13 +242,17 @@ def final_lines(summary: Mapping[str, Any]) -> list[str]:
             name = "initial weights" if "initial_weights" in summary else "untrained model"
             lines.append(f"  {name}           {summary['heldout_untrained']:.5f}")
         lines.append(f"  trained model             {trained:.5f}{comparison}")
+        if constant is not None and trained > constant:
+            lines.append(_advice(summary))
     ends = [key.removeprefix("probe_classes") for key in summary if key.startswith("probe_classes")]
     for end in ends:
         videos = f"{summary[f'probe_videos{end}']} videos of {summary[f'probe_classes{end}']} classes"
         factor = f", {end[1:]}" if end else ""
         lines.append(f"frozen features{factor}, top-1 on {videos} (before training)")
+        counts = summary[f"probe_videos{end}"], summary[f"probe_classes{end}"]
         lines += [
-            f"  {name}  {summary[key + end]:.1f} %   ({summary[f'{key}{end}_untrained']:.1f} %)"
+            f"  {name}  {accuracy_text(summary[key + end], *counts)}   "
+            f"({summary[f'{key}{end}_untrained']:.1f} %)"
             for name, key in (("k-NN        ", "knn_top1"), ("linear probe", "linear_top1"))
         ]
     return [*lines, f"no pictures: {summary['not_drawn']}"] if "not_drawn" in summary else lines

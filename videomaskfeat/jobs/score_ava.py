@@ -8,6 +8,7 @@ from pathlib import Path
 from videomaskfeat.inference.ava_scores import (
     ScoredDetections,
     ScoringRules,
+    check_result_folder,
     score_detections,
     write_detection_result,
 )
@@ -25,6 +26,7 @@ def score_ava(
     *,
     iou_threshold: float = 0.5,
     rows_per_frame: int | None = None,
+    overwrite: bool = False,
 ) -> tuple[ScoredDetections, str]:
     """Score a file of detections; for the files see :func:`~videomaskfeat.metrics.ava_map.read_ava`.
 
@@ -36,6 +38,7 @@ def score_ava(
         out: folder for result.json, per_class.csv and report.html; None: none.
         iou_threshold: minimum IoU of a hit.
         rows_per_frame: score only this number of rows per key frame, the best ones; the official script: 50.
+        overwrite: replace the files of an earlier result.
 
     Returns:
         The score, and the result as text.
@@ -43,6 +46,8 @@ def score_ava(
     Raises:
         UserError: a file is missing, a row is wrong (with file and line), or an option is out of range.
     """
+    if out is not None:
+        check_result_folder(out, overwrite=overwrite)
     data = read_ava(groundtruth, detections, labels, exclusions)
     scored = score_detections(data, ScoringRules(iou_threshold, rows_per_frame))
     folder = None if out is None else Path(out)

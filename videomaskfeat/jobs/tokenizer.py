@@ -284,6 +284,11 @@ def build_perceptual(config: TokenizerConfig) -> PerceptualDistance | None:
             encoder, size=size, mean=published_vit.MEAN, std=published_vit.STD, **depths
         )
     clip = read_clip_recipe(perceptual.weights)
+    if not isinstance(clip.crop, int):
+        raise UserError(
+            f"perceptual.weights {perceptual.weights} sees clips of {clip.crop[0]}x{clip.crop[1]} pixels; "
+            "the frames of a tokenizer are square; use weights of square clips"
+        )
     return PerceptualDistance(
         load_model(perceptual.weights), size=clip.crop, mean=clip.mean, std=clip.std, **depths
     )

@@ -10,9 +10,10 @@ from functools import partial
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.inference.classifiers import ClipMap, load_classifier, load_encoder, load_network
-from videomaskfeat.inference.drawing import Visualized, draw_maps, draw_videos
+from videomaskfeat.inference.drawing import Visualized, draw_maps, draw_videos, drawn_files
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
+from videomaskfeat.io import check_outputs
 from videomaskfeat.recipe import CLASSIFY_KEY, read_recipe, recipe_texts
 
 MAPS = {"gradcam": "class", "attention": "attention", "rollout": "rollout"}
@@ -34,6 +35,7 @@ def visualize(
     map: str = "auto",
     label: int | None = None,
     block: int | None = None,
+    overwrite: bool = False,
 ) -> Visualized:
     """Draw the center crop of the middle clip of each video with a pre-trained model or a classifier.
 
@@ -53,14 +55,15 @@ def visualize(
             mean over heads), "rollout" (attention of all blocks up to one) or "auto".
         label: the class of "gradcam"; None: the most probable one of each video.
         block: the block of "attention" and "rollout", from 1; None: the last.
+        overwrite: replace earlier drawings.
 
     Raises:
-        UserError: the weights or an argument are wrong, the target cannot be drawn, or no video could be
-            read.
+        UserError: the weights or an argument are wrong, the target cannot be drawn, a drawing exists, or no
+            video could be read.
     """
     if attention:
         chosen = _choose_map(weights, map, label, block)
-        return _draw_maps(weights, videos, out, chosen, device, reader, columns)
+        return _draw_maps(weights, videos, out, chosen, device, reader, columns, overwrite)
     chosen_options = {"map": map != "auto", "label": label is not None, "block": block is not None}
     if any(chosen_options.values()):
         name = next(name for name, is_set in chosen_options.items() if is_set)
@@ -74,6 +77,7 @@ def visualize(
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
     if seed < 0:
         raise UserError(f"seed={seed}: must be at least 0")
+    check_outputs(drawn_files(out, videos), overwrite=overwrite)
     machine = Machine(device, "fp32")
     model = load_network(weights, machine)
     choose_inference_threads(model, recipe.clip, machine, network=model.features)
@@ -115,6 +119,7 @@ def _draw_maps(
     device: str,
     reader: str,
     columns: int,
+    overwrite: bool,
 ) -> Visualized:
     compute: Callable[[str], ClipMap]
     if chosen.kind == "gradcam":
@@ -125,6 +130,7 @@ def _draw_maps(
         recipe = encoder.recipe
         compute = partial(encoder.attention_map, block=chosen.block, rollout=chosen.kind == "rollout")
     videos = expand_folders(videos, stills=recipe.clip.frames == 1)
+    check_outputs(drawn_files(out, videos, f"_{MAPS[chosen.kind]}"), overwrite=overwrite)
     result = draw_maps(compute, videos, out, suffix=MAPS[chosen.kind], columns=columns)
     return _check_written(result, videos)
 

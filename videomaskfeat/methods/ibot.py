@@ -295,7 +295,6 @@ class Ibot(PairMethod):
 
 
 def _network(encoder: Encoder, head: Mapping[str, Any], *, shared_head: bool, summary: str) -> IbotNetwork:
-    """Encoder and one or two heads."""
     where, width = "method.arguments.head", encoder.out_width
     masked = MaskedEncoder(encoder, summary=summary)
     checked = check_arguments(where, PrototypeHead, head, supplied=("width",))

@@ -214,7 +214,7 @@ class Method(ABC):
             UserError: the clip or the mask is impossible.
         """
         clip = self.recipe.clip
-        transform: ClipTransform = UniformCrop(clip.crop, clip.crop) if heldout else crop
+        transform: ClipTransform = UniformCrop(clip.crop, clip.short_side) if heldout else crop
         return PretrainClips(
             records,
             sampler=clip.frame_sampler(clip_indices_middle if heldout else clip_indices_random),
@@ -319,6 +319,6 @@ def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "
     if not grid.divides(output):
         raise UserError(
             f"mask.cell {list(recipe.mask.cell)} results in a mask of {grid} cells, which does not divide "
-            f"the {output} positions that {model} predicts; each axis of the positions must be a multiple "
+            f"the {output} positions that {model} hides or predicts; each axis of them must be a multiple "
             "of the mask's"
         )

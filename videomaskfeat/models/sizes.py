@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.errors import unknown_name
+from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.encoder_base import as_triple
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.zoo import (
     CLASSIFIER,
     DETECTOR,
+    HIERA_MAE,
     MAE,
     MASKFEAT,
     MODELS,
@@ -50,11 +52,20 @@ HIDDEN_SHARE = {True: 0.75, False: 0.9}
 
 
 _PURPOSES = {
+    HIERA_MAE: "pre-training; encodes visible mask units only",
     MAE: "pre-training; encodes visible cubes only",
     MASKFEAT: "pre-training",
     DETECTOR: "action detection",
     CLASSIFIER: "classification",
 }
+
+
+def _similar(words: str) -> list[str]:
+    """At most four names that contain some of the words between underscores."""
+    own = set(words.split("_")) - {""}
+    scores = {name: len(own & set(name.split("_"))) for name in MODELS}
+    best = max(scores.values())
+    return [name for name in sorted(scores) if best and scores[name] == best][:4]
 
 
 def list_facts(pattern: str = "*") -> list[ModelFacts]:
@@ -65,7 +76,11 @@ def list_facts(pattern: str = "*") -> list[ModelFacts]:
     """
     names = list_models(pattern)
     if not names:
-        raise unknown_name("model", pattern, MODELS)
+        words = pattern.strip("*")
+        close = nearest(words, MODELS) or (
+            f"; similar names: {', '.join(similar)}" if (similar := _similar(words)) else ""
+        )
+        raise UserError(f"no model matches {pattern!r}{close}; `videomaskfeat models` lists all")
     with open(Path(__file__).with_name("sizes.json"), encoding="utf-8") as file:
         sizes: dict[str, tuple[int, int]] = json.load(file)
     return [
@@ -86,10 +101,10 @@ def measure_model(name: str, **arguments: Any) -> tuple[int, float]:
     The model is run once on a clip of zeros, which takes minutes for large models.
     """
     model = create_model(name, **arguments).eval()
-    grid = model.output_grid(model.clip_size)
     inputs = [torch.zeros(1, 3, *model.clip_size)]
     kind = MODELS[name].classes[0]
-    if kind in (MASKFEAT, MAE):
+    if isinstance(model, MaskedModel):
+        grid = model.mask_grid(model.clip_size)
         mask = torch.zeros(grid.size, dtype=torch.bool)
         mask[: round(HIDDEN_SHARE[model.clip_size[0] == 1] * grid.size)] = True
         inputs.append(mask.view(1, *grid.shape))

@@ -198,6 +198,27 @@ def interval_text(result: Mapping[str, Any]) -> str:
     return f"95 % confidence interval: {100 * low:.0f} to {100 * high:.0f} %."
 
 
+def accuracy_text(percent: float, videos: float, classes: float, *, guesses: int = 1) -> str:
+    """An accuracy with its chance level and 95 % interval.
+
+    >>> accuracy_text(50.0, 8, 4)
+    '50.00 % (chance 25.0 %, 95 % interval 22 to 78 %)'
+
+    Args:
+        percent: accuracy [percent].
+        videos: number of videos.
+        classes: number of classes.
+        guesses: classes that count as right per video: 5 for top-5.
+    """
+    notes = []
+    if classes:
+        notes.append(f"chance {100 * min(guesses / classes, 1.0):.1f} %")
+    if videos:
+        low, high = confidence_interval(percent / 100, videos)
+        notes.append(f"95 % interval {100 * low:.0f} to {100 * high:.0f} %")
+    return f"{percent:.2f} %" + (f" ({', '.join(notes)})" if notes else "")
+
+
 def confidence_interval(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a share 0..1 of ``count`` independent trials."""
     z = 1.96

@@ -236,8 +236,16 @@ def _compare_runs(runs: Sequence[RunFacts]) -> dict[str, Any]:
         if run.summary and "top1" in run.summary:
             values = [finite_number(run.summary.get(key)) for key in ("top1", "top5", "mean_class")]
             values.append(_chance(finite_number(run.summary.get("classes"))))
-            rows.append((run.name, *("" if value is None else f"{value:.1f} %" for value in values)))
-    header = ("Run", "Top-1", "Top-5", "Mean class accuracy", "Chance level of top-1")
+            shown = ("" if value is None else f"{value:.1f} %" for value in values)
+            rows.append((run.name, *shown, interval_text(run.summary).partition(": ")[2].rstrip(".")))
+    header = (
+        "Run",
+        "Top-1",
+        "Top-5",
+        "Mean class accuracy",
+        "Chance level of top-1",
+        "95 % interval of top-1",
+    )
     return {"charts": charts, "table": build_table(header, rows)}
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from videomaskfeat.config import key, section
 
-LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "folder", "frames", "images")
+LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
@@ -359,6 +359,11 @@ class ClassifierConfig(PretrainedModelConfig):
     )
     head: str = key(
         "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
+    )
+    lora: dict[str, Any] = key(
+        {},
+        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
+        "and the head are trained; empty: all weights are trained",
     )
 
 

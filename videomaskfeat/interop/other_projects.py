@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.interop import image_vit, other_mvit, videomae, vjepa
+from videomaskfeat.interop import hiera, image_vit, other_mvit, videomae, vjepa
 from videomaskfeat.interop.formats import Converted, Format, Source
 from videomaskfeat.io import is_file
 from videomaskfeat.texts import read_json
@@ -51,6 +51,16 @@ FORMATS: dict[str, Format] = {
         "V-JEPA 2 of transformers",
         lambda source: source.has("*.encoder.embeddings.patch_embeddings.proj.weight"),
         vjepa.hugging_face,
+    ),
+    "hiera": Format(
+        "Hiera, fine-tuned",
+        lambda source: hiera.is_hiera(source) and not source.has("encoder_norm.weight"),
+        hiera.classifier,
+    ),
+    "hiera-pretrained": Format(
+        "Hiera, pre-trained",
+        lambda source: hiera.is_hiera(source),
+        hiera.pretrained,
     ),
     "vit-timm": Format(
         "ViT for images of timm",

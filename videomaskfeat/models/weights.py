@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol, cast
 
 from torch import Tensor, nn
 
+from videomaskfeat import import_object
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, local_path
 from videomaskfeat.tensor_files import (
@@ -50,6 +51,7 @@ def save_model(
 ) -> None:
     """Write a model's weights as safetensors, with its name and arguments; :func:`load_model` reads it.
 
+    Adapters of :func:`~videomaskfeat.models.lora.add_lora` are merged into the weights.
     The file is written completely or not at all (:func:`~videomaskfeat.io.whole_path`).
 
     Args:
@@ -70,7 +72,10 @@ def save_model(
             "create the model with create_model, or save its state_dict yourself"
         )
     name, arguments = created_as
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    state = model.state_dict()
+    if any(".lora_" in key for key in state):
+        state = import_object("videomaskfeat.models.lora:merged_state")(model)
+    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
     if recipe is not None:
         own[recipe.key] = recipe.to_json()

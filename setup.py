@@ -72,6 +72,12 @@ setup(
         "wandb": ["wandb>=0.18"],
         "mlflow": ["mlflow-skinny>=2.16"],
         "lora": ["peft>=0.13"],
+        "shards": [
+            "urllib3>=2",
+            "fsspec>=2024.2",
+            "s3fs>=2024.2",
+            "gcsfs>=2024.2",
+        ],  # http(s)://, s3://, gs://
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     license="Apache-2.0",

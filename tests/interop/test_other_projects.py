@@ -21,7 +21,8 @@ from videomaskfeat.interop.formats import ratio_of
 from videomaskfeat.interop.other_projects import FORMATS
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import convert_weights, load_model, load_pretrained, load_weights
-from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe
+from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 # Other orders of summation in float32 give 2e-6. The last norm of VideoMAE in transformers adds 1e-5 to the
 # variance, which VideoMAE's own code and all other norms do not: 8e-6.

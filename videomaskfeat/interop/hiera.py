@@ -21,7 +21,8 @@ from videomaskfeat.interop.formats import (
     rename,
 )
 from videomaskfeat.models.zoo import HIERA_SIZES
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _HEADS = {96: 1, 112: 2, 144: 2, 256: 4}
 """Attention heads of the first stage, by width."""

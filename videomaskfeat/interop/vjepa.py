@@ -28,7 +28,8 @@ from videomaskfeat.interop.formats import (
     vit_arguments,
     vit_name,
 )
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _GIANTS = {1408: 22, 1664: 26}
 """Attention heads of V-JEPA 2's largest models, by width."""

@@ -41,11 +41,10 @@ from videomaskfeat.models.loading import load_into, load_model
 from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import encoder_of
-from videomaskfeat.recipe import (
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe
+from videomaskfeat.stored_recipe import (
     ENCODER_KEY,
-    METADATA_KEY,
     ClassifyRecipe,
-    ClipRecipe,
     read_recipe,
     read_testing_recipe,
     recipe_texts,

@@ -33,7 +33,7 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Recipe(Protocol):
-    """How the clips of a model are cut, such as :class:`~videomaskfeat.recipe.ClassifyRecipe`."""
+    """How the clips of a model are cut, such as :class:`~videomaskfeat.stored_recipe.ClassifyRecipe`."""
 
     key: ClassVar[str]
 

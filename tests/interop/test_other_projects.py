@@ -350,8 +350,8 @@ def vjepa_probe(recorded: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     head = renamed({n: v for n, v in state.items() if n.startswith(("pooler.", "classifier."))}, *TO_PROBE)
     for name in [name for name in head if re.search(r"(xattn\.k|blocks\.\d+\.attn\.q)\.", name)]:
         kinds, fused = ("kv", ".kv.") if ".k." in name else ("qkv", ".qkv.")
-        parts = [head.pop(name.replace(f".{kinds[0]}.", f".{kind}.")) for kind in kinds]
-        head[name.replace(f".{kinds[0]}.", fused)] = torch.cat(parts)
+        projections = [head.pop(name.replace(f".{kinds[0]}.", f".{kind}.")) for kind in kinds]
+        head[name.replace(f".{kinds[0]}.", fused)] = torch.cat(projections)
     return with_fused_attention(encoder), {f"module.{name}": value for name, value in head.items()}
 
 

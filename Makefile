@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow fuzz benchmarks docs format clean
+.PHONY: set-up demo demo-detect proof proof-detect test lint types test-fast test-slow test-lowest fuzz benchmarks docs format clean
 
 set-up:
 	@$(PYTHON) tools/set_up.py
@@ -39,6 +39,12 @@ test-fast: set-up
 test-slow: set-up
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -q
 
+# The lowest supported versions, in an environment of their own; TORCH=2.13.0 uses another torch.
+TORCH ?= 2.11.0
+test-lowest:
+	@$(PYTHON) tools/set_up.py .venv-lowest constraints-lowest.txt $(TORCH)
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -m "not slow" -n 2 -q
+
 # More damaged files than in `make test`; FIRST=N starts from another seed.
 SECONDS ?= 600
 FIRST ?= 100000
@@ -58,4 +64,4 @@ format: set-up
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv demo runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-lowest demo runs build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -44,8 +44,8 @@ setup(
         "torch>=2.11",
         # decord has no wheels for Arm (Linux, macOS on Apple silicon); there PyAV reads all videos.
         'decord>=0.6; platform_machine == "x86_64" or platform_machine == "AMD64"',
-        "av>=17,<19",  # 17 adds reformat(threads=), 19 removes metadata_errors
-        "opencv-python-headless>=4.8",
+        "av>=17.1,<19",  # 17.1 adds Graph.threads, 19 removes metadata_errors
+        "opencv-python-headless>=4.8.1",
         "pytorchvideo>=0.1.5",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
@@ -54,7 +54,7 @@ setup(
         "omegaconf>=2.3",
         "safetensors>=0.4",
         "rich>=13",
-        "tensorboard>=2.15",
+        "tensorboard>=2.17",  # the first without tensorflow, and with a current protobuf
         "matplotlib>=3.8",
         "Jinja2>=3.1",
         "vl-convert-python>=1.9",  # Vega-Lite's JavaScript for pages
@@ -72,6 +72,12 @@ setup(
         "wandb": ["wandb>=0.18"],
         "mlflow": ["mlflow-skinny>=2.16"],
         "lora": ["peft>=0.13"],
+        "shards": [
+            "urllib3>=2",
+            "fsspec>=2024.2",
+            "s3fs>=2024.2",
+            "gcsfs>=2024.2",
+        ],  # http(s)://, s3://, gs://
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     license="Apache-2.0",

@@ -180,7 +180,8 @@ class Place:
 
     def _evaluate(self, weights: Path, out: Path) -> list[str]:
         measured = str(self.sample / "measured.csv")
-        return ["evaluate", str(weights), measured, "--views", "3", "--workers", "1", "--out", str(out)]
+        options = ["--views", "3", "--workers", "1", "--overwrite", "--out", str(out)]
+        return ["evaluate", str(weights), measured, *options]
 
 
 def data_sets(places: list[Place]) -> list[Job]:

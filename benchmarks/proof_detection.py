@@ -97,6 +97,7 @@ def training(place: Place, way: str) -> Job:
     train += [f"{key}={value}" for key, value in options.items()]
     score = [
         "detect-evaluate",
+        "--overwrite",
         str(run / "weights.safetensors"),
         "--videos",
         str(videos),

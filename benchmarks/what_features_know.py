@@ -41,8 +41,9 @@ from videomaskfeat.models import create_model  # noqa: E402
 from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
 from videomaskfeat.models.loading import load_model  # noqa: E402
 from videomaskfeat.models.zoo import encoder_of  # noqa: E402
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, read_recipe  # noqa: E402
+from videomaskfeat.recipe import ClipRecipe  # noqa: E402
 from videomaskfeat.schemas import PretrainConfig  # noqa: E402
+from videomaskfeat.stored_recipe import ClassifyRecipe, read_recipe  # noqa: E402
 
 TIMES = 2
 RIDGE = 1e-3  # of the linear fit to colors, for features of standard deviation 1

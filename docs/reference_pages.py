@@ -32,7 +32,18 @@ PACKAGE = ROOT / "videomaskfeat"
 API_PACKAGES = (
     "data", "targets", "losses", "models", "methods", "metrics", "interop", "inference", "engine", "viz",
 )  # fmt: skip
-API_MODULES = ("masking", "block_masks", "grid", "recipe", "boxes", "ava", "config", "errors", "tensor_files")
+API_MODULES = (
+    "masking",
+    "block_masks",
+    "grid",
+    "recipe",
+    "stored_recipe",
+    "boxes",
+    "ava",
+    "config",
+    "errors",
+    "tensor_files",
+)
 INCLUDED = {
     **{f"datasets/{path.parent.name}/README.md": f"datasets/{path.parent.name}.md"
        for path in ROOT.glob("datasets/*/README.md")},

@@ -56,6 +56,7 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
         "doctor",
         "make_lists",
         "models",
+        "pack",
         "plan",
         "prepare_videos",
         "sample_data",

@@ -21,21 +21,26 @@ GROUND = {
 }  # fmt: skip
 ROOMS = {
     "data", "masking", "block_masks", "targets", "models", "interop", "losses", "metrics", "engine", "viz",
-    "recipe",
+    "recipe", "stored_recipe",
 }  # fmt: skip
 SIDEWAYS = {
     ("interop", "recipe"),
+    ("interop", "stored_recipe"),
     ("engine", "config"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
     ("targets", "losses"),
     ("targets", "recipe"),
+    ("targets", "stored_recipe"),
     ("data", "masking"),
     ("block_masks", "masking"),
     ("data", "recipe"),
+    ("data", "stored_recipe"),
     ("viz", "targets"),
     ("recipe", "masking"),
+    ("stored_recipe", "recipe"),
+    ("stored_recipe", "config"),
 }
 ABOVE = {
     "cli": {"verbs", "terminal", *GROUND},
@@ -270,7 +275,7 @@ def test_pretraining_imports_a_small_part_of_the_package() -> None:
     closure = module_level_closure("videomaskfeat.jobs.pretrain")
     lines = sum(len(known[name].read_text(encoding="utf-8").splitlines()) for name in closure)
     assert len(closure) <= 62
-    assert lines <= 15_300
+    assert lines <= 15_000
     # Other encoders and methods, weights of other projects, pages, and readers of rare files.
     unused = (
         "models.vit",

@@ -18,17 +18,13 @@ from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import (
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe, normalize
+from videomaskfeat.stored_recipe import (
     CLASSIFY_KEY,
     DETECT_KEY,
     ENCODER_KEY,
-    METADATA_KEY,
     ClassifyRecipe,
-    ClipRecipe,
     DetectRecipe,
-    MaskRecipe,
-    PretrainRecipe,
-    normalize,
     read_classify_recipe,
     read_clip_recipe,
     read_detect_recipe,

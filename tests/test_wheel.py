@@ -95,3 +95,17 @@ def test_container_copies_all_that_the_build_reads() -> None:
     assert re.findall(r"torch==\S+", text) == re.findall(
         r"torch==[\d.]+", (ROOT / "tools/set_up.py").read_text()
     )
+
+
+def test_lowest_versions_are_the_lower_bounds_of_the_requirements() -> None:
+    """`make test-lowest` installs what setup.py states; torch has its version in the Makefile."""
+    setup = (ROOT / "setup.py").read_text()
+    required = setup[setup.index("install_requires") : setup.index("extras_require")]
+    bounds = dict(re.findall(r"^        [\"']([\w-]+)>=([\w.]+)", required, re.M))
+    torch = re.search(r"^TORCH \?= (.+)$", (ROOT / "Makefile").read_text(), re.M)
+    assert torch is not None
+    lowest = re.findall(r"^([\w-]+)==(.+)$", (ROOT / "constraints-lowest.txt").read_text(), re.M)
+    versions = {name.lower(): version for name, version in lowest} | {"torch": torch[1]}
+    assert len(bounds) == 16
+    for name, bound in bounds.items():
+        assert f"{versions[name.lower()]}.".startswith(f"{bound}."), name

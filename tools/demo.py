@@ -15,10 +15,25 @@ COMMANDS = [
     # The same steps and learning rates, without layer decay: from scratch, early layers need the full rate.
     [*FINETUNE, "run.folder=demo/scratch", "optim.layer_decay=1.0"],
     *(
-        ["evaluate", f"demo/{run}/weights.safetensors", "demo/sample/test.csv", "--out", f"demo/{run}/test"]
+        [
+            "evaluate",
+            f"demo/{run}/weights.safetensors",
+            "demo/sample/test.csv",
+            "--out",
+            f"demo/{run}/test",
+            "--overwrite",
+        ]
         for run in ("finetuned", "scratch")
     ),
-    ["report", "demo/finetuned", "--beside", "demo/scratch"],
+    [
+        "report",
+        "demo/finetuned",
+        "--beside",
+        "demo/scratch",
+        "--out",
+        "demo/finetuned/report.html",
+        "--overwrite",
+    ],
 ]
 
 

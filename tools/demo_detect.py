@@ -32,7 +32,7 @@ def main() -> int:
     # The actors move far within a second, so the video is drawn from boxes at 5 key frames per second.
     boxes = ANNOTATIONS / "ava_val_tracked_boxes.csv"
     video = boxes.read_text(encoding="utf-8").split(",", 1)[0]
-    film = ["detect", "demo/detector/best.safetensors", f"demo/actors/ava/videos/{video}.mp4"]
+    film = ["detect", "demo/detector/best.safetensors", f"demo/actors/ava/videos/{video}.mp4", "--overwrite"]
     film += ["--every", "0.2", "--threshold", "0.25", "--top", "2"]
     if code := run_in_order([[*film, "--boxes", str(boxes), "--out", "demo/film"]], again=AGAIN):
         return code

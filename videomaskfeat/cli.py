@@ -170,8 +170,8 @@ class CommandLine:
         stated = _stated_verb(path) if path else ""
         if stated and stated != self.verb and self.verb in TRAININGS:
             raise UserError(
-                f"{path} is a config of {stated}, as its line `# Command` states: use `videomaskfeat "
-                f"{stated}`, another config, or change that line"
+                f"{path} is a config of {stated}: use `videomaskfeat {stated}`, another config, or correct "
+                "its line `# Command`"
             )
         try:
             config: Any = load_config(

@@ -11,7 +11,7 @@ from typing import Any
 
 from videomaskfeat.config import key, section
 
-LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "folder", "frames", "images")
+LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")

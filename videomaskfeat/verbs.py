@@ -718,6 +718,7 @@ class ImportWeightsOptions:
         "format of the weights: auto, or a name of docs/how_to/other_weights.md, such as vjepa2",
         flag="from",
     )
+    probe: str | None = key(None, "attentive probe of a V-JEPA encoder", null="no head")
     class_names: str | None = key(None, "file of class names: one per line, or SSv2's labels JSON")
     weights_key: str = key("", "key of the weights in the checkpoint; empty: the usual one")
     heads: int | None = key(None, "number of attention heads", least=1, null="as in published models")
@@ -894,6 +895,31 @@ def prepare_videos(options: PrepareVideosOptions) -> int:
 
 
 @dataclass
+class PackOptions(ListOptions):
+    """files"""
+
+    list: str = key("", "list file or folder", positional=True)
+    out: str = key("", "folder for the shards and index.json", required="shards")
+    shard_mb: float = key(256.0, "maximum size of a shard", unit="MB", above=0)
+    overwrite: bool = key(False, "replace the shards of a folder with an index")
+
+
+def pack(options: PackOptions) -> int:
+    """Write the videos of a list into tar shards (WebDataset) with an index, for disks and object stores.
+
+    videomaskfeat pack k400_256/train.csv --out k400_shards
+    videomaskfeat pretrain --config ... data.train=k400_shards/index.json
+    videomaskfeat pretrain --config ... data.train=s3://bucket/k400_shards/index.json
+    """
+    from videomaskfeat.jobs.pack import pack
+
+    with progress("writing shards") as update:
+        packed = pack(**_as_arguments(options, list="path"), progress=update)
+    print(printable(packed.text()))
+    return report_failures("pack", (f"{path}: {cause}" for path, cause in packed.failures.items()))
+
+
+@dataclass
 class MakeListsOptions:
     """files"""
 
@@ -1033,6 +1059,7 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "sample-data": sample_data,
     "make-lists": make_lists,
     "prepare-videos": prepare_videos,
+    "pack": pack,
     "check-data": check_data,
     "configs": configs,
     "models": models,

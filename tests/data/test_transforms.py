@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from videomaskfeat.data.box_transforms import border_boxes, boxes_in_pixels, crop_with_boxes, visible_boxes
 from videomaskfeat.data.transforms import (
     ClipGeometry,
     ClipTransform,
@@ -17,12 +18,8 @@ from videomaskfeat.data.transforms import (
     ShortSideJitterCrop,
     UniformCrop,
     WholeFrame,
-    border_boxes,
-    boxes_in_pixels,
     clip_boxes,
-    crop_with_boxes,
     uniform_crop_corner,
-    visible_boxes,
 )
 from videomaskfeat.errors import UserError
 

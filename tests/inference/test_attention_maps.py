@@ -149,7 +149,7 @@ def test_film_has_the_size_of_the_clip(tmp_path: Path, capsys: pytest.CaptureFix
     assert (float(attention.values.min()), float(attention.values.max())) == (0.0, 1.0)
     assert (attention.name, attention.note) == ("attention", "block 2 of 4")
     capsys.readouterr()
-    command = ["visualize", str(weights), video, "--out", str(out)]
+    command = ["visualize", str(weights), video, "--out", str(out), "--overwrite"]
     for words, message in (
         (["--attention", "--block", "5"], "block 5: the encoder has blocks 1..4"),
         (["--block", "1"], "block is an option of --attention; add --attention"),

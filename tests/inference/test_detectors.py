@@ -42,7 +42,8 @@ from videomaskfeat.inference.detectors import (
 from videomaskfeat.inference.key_frames import read_key_frames
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.metrics.accuracy import action_scores
-from videomaskfeat.recipe import ClipRecipe, DetectRecipe, normalize
+from videomaskfeat.recipe import ClipRecipe, normalize
+from videomaskfeat.stored_recipe import DetectRecipe
 
 
 class Shades(nn.Module):

@@ -26,7 +26,8 @@ from videomaskfeat.inference.multiview import (
     evaluation_mode,
     video_features,
 )
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 RECIPE = ClassifyRecipe(ClipRecipe(2, 2, 16), views=2, crops=3, short_side=20)
 """Two clips of two frames, three crops of 16 pixels each."""

@@ -12,7 +12,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.multiview import build_views
 from videomaskfeat.inference.results import describe_views, hash_records
 from videomaskfeat.io import file_sha256
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 RECIPE = ClassifyRecipe(ClipRecipe(frames=4, stride=2, crop=32), views=3, crops=1, short_side=40)
 

@@ -16,12 +16,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from videomaskfeat import cli
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.formats import ratio_of
 from videomaskfeat.interop.other_projects import FORMATS
+from videomaskfeat.jobs.import_weights import import_weights
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import convert_weights, load_model, load_pretrained, load_weights
-from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe
+from videomaskfeat.recipe import PretrainRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 # Other orders of summation in float32 give 2e-6. The last norm of VideoMAE in transformers adds 1e-5 to the
 # variance, which VideoMAE's own code and all other norms do not: 8e-6.
@@ -230,8 +233,9 @@ def test_videomae_pretraining_checkpoint_of_its_own_code(recorded: Path, tmp_pat
     torch.testing.assert_close(output_of(model, clip, mask), expected, **CLOSE)
 
 
-def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Path, tmp_path: Path) -> None:
-    state = renamed(
+def videomae_of_mmaction2(recorded: Path) -> dict[str, Tensor]:
+    """The recorded classifier in the layout of mmaction2."""
+    return renamed(
         videomae_classifier(recorded),
         (r"^(?!head)", "backbone."),
         (r"patch_embed\.proj", "patch_embed.projection"),
@@ -239,6 +243,10 @@ def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Pat
         (r"mlp\.fc2", "mlp.layers.1"),
         (r"^head", "cls_head.fc_cls"),
     )
+
+
+def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Path, tmp_path: Path) -> None:
+    state = videomae_of_mmaction2(recorded)
     rates = 10000 ** (-2 * (torch.arange(32, dtype=torch.float64) // 2) / 32)
     angles = torch.arange(32, dtype=torch.float64)[:, None] * rates
     fixed = torch.where(torch.arange(32) % 2 == 0, angles.sin(), angles.cos()).float()[None]
@@ -257,10 +265,10 @@ def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Pat
         assert close == (positions == "sincos_1d")
 
 
-def test_mvitv2_of_mmaction2_equals_torchvisions(recorded: Path, tmp_path: Path) -> None:
-    folder = recorded / "torchvision_mvit"
+def mvit_of_mmaction2(recorded: Path) -> dict[str, Tensor]:
+    """The recorded MViT of torchvision in the layout of mmaction2."""
     state = renamed(
-        state_of(folder),
+        state_of(recorded / "torchvision_mvit"),
         (r"^conv_proj", "backbone.patch_embed.projection"),
         (r"^pos_encoding\.class_token", "backbone.cls_token"),
         (r"^blocks", "backbone.blocks"),
@@ -274,6 +282,12 @@ def test_mvitv2_of_mmaction2_equals_torchvisions(recorded: Path, tmp_path: Path)
         (r"(blocks\.\d)\.project", r"\1.proj"),
     )
     state["backbone.cls_token"] = state["backbone.cls_token"].reshape(1, 1, -1)
+    return state
+
+
+def test_mvitv2_of_mmaction2_equals_torchvisions(recorded: Path, tmp_path: Path) -> None:
+    folder = recorded / "torchvision_mvit"
+    state = mvit_of_mmaction2(recorded)
     torch.save({"state_dict": state, "meta": {"epoch": 1}}, tmp_path / "x.pth")
     assert convert_weights(str(tmp_path / "x.pth")).recipe.clip.target_fps is None
     clip, expected, _ = expected_of(folder)
@@ -309,6 +323,62 @@ def test_vjepa2_checkpoint_of_its_own_code(recorded: Path, tmp_path: Path) -> No
     torch.save(checkpoint, tmp_path / "x.pt")
     load_weights(model, tmp_path / "x.pt")
     torch.testing.assert_close(output_of(model, clip, None), expected, **CLOSE)
+
+
+TO_PROBE = (
+    (r"^pooler\.cross_attention_layer\.layer_norm(\d)", r"pooler.cross_attention_block.norm\1"),
+    (r"^pooler\.cross_attention_layer\.mlp", "pooler.cross_attention_block.mlp"),
+    (r"^pooler\.cross_attention_layer\.cross_attn\.([qkv])_proj", r"pooler.cross_attention_block.xattn.\1"),
+    (r"^pooler\.self_attention_layers\.(\d+)\.layer_norm", r"pooler.blocks.\1.norm"),
+    (r"^pooler\.self_attention_layers\.(\d+)\.mlp", r"pooler.blocks.\1.mlp"),
+    (r"^pooler\.self_attention_layers\.(\d+)\.self_attn\.out_proj", r"pooler.blocks.\1.attn.proj"),
+    (r"^pooler\.self_attention_layers\.(\d+)\.self_attn\.([qkv])_proj", r"pooler.blocks.\1.attn.\2"),
+    (r"^classifier", "linear"),
+)
+
+
+def vjepa_probe(recorded: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The recorded classifier of V-JEPA 2 as an encoder and a probe of its own code."""
+    state = state_of(recorded / "vjepa2_classifier")
+    encoder = renamed(
+        {name.removeprefix("vjepa2."): v for name, v in state.items() if ".encoder." in f".{name}"},
+        (r"^encoder\.embeddings\.patch_embeddings", "module.backbone.patch_embed"),
+        (r"^encoder\.layer\.", "module.backbone.blocks."),
+        (r"^encoder\.layernorm", "module.backbone.norm"),
+        (r"\.attention\.", ".attn."),
+    )
+    head = renamed({n: v for n, v in state.items() if n.startswith(("pooler.", "classifier."))}, *TO_PROBE)
+    for name in [name for name in head if re.search(r"(xattn\.k|blocks\.\d+\.attn\.q)\.", name)]:
+        kinds, fused = ("kv", ".kv.") if ".k." in name else ("qkv", ".qkv.")
+        projections = [head.pop(name.replace(f".{kinds[0]}.", f".{kind}.")) for kind in kinds]
+        head[name.replace(f".{kinds[0]}.", fused)] = torch.cat(projections)
+    return with_fused_attention(encoder), {f"module.{name}": value for name, value in head.items()}
+
+
+def test_attentive_probe_is_added_to_its_encoder(recorded: Path, tmp_path: Path) -> None:
+    encoder, head = vjepa_probe(recorded)
+    torch.save({"target_encoder": encoder, "epoch": 2}, tmp_path / "encoder.pt")
+    torch.save({"classifiers": [head], "opt": [{"state": {}}], "epoch": 20}, tmp_path / "probe.pt")
+    arguments = [
+        "import-weights",
+        tmp_path / "encoder.pt",
+        tmp_path / "out",
+        "--from",
+        "vjepa2",
+        "--heads",
+        2,
+    ]
+    assert cli.main([str(one) for one in (*arguments, "--probe", tmp_path / "probe.pt")]) == 0
+    clip, expected, _ = expected_of(recorded / "vjepa2_classifier")
+    model = load_model(tmp_path / "out/weights.safetensors")
+    torch.testing.assert_close(output_of(model, clip, None), expected, **CLOSE)
+    with pytest.raises(UserError, match=r"recognized as V-JEPA attentive probe, a head .* --probe FILE"):
+        load_model(tmp_path / "probe.pt")
+    torch.save({"classifiers": [head, head]}, tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"several sets of weights, under classifiers.0, classifiers.1"):
+        load_model(tmp_path / "two.pt")
+    with pytest.raises(UserError, match=r"encoder.pt: not an attentive probe of V-JEPA 2 encoder"):
+        import_weights(tmp_path / "encoder.pt", tmp_path / "x", heads=2, probe=tmp_path / "encoder.pt")
 
 
 def plain_encoder(state: Mapping[str, Tensor], clip: Tensor, heads: int) -> Tensor:

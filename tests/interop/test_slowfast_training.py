@@ -24,8 +24,8 @@ from videomaskfeat.jobs import detect, finetune
 from videomaskfeat.jobs.import_weights import import_slowfast
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.roi_align import roi_align
-from videomaskfeat.recipe import read_detect_recipe
 from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
+from videomaskfeat.stored_recipe import read_detect_recipe
 
 DOCS = Path(__file__).parents[2]
 SOLVER: dict[str, Any] = {

@@ -11,7 +11,8 @@ import torch
 from tests.data.ava_data import write_numbered
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe
 
 TRAIN, HELD_OUT = ("a", "b", "c", "d"), ("v", "w")
 SECONDS = (1, 2, 3)

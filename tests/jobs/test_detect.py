@@ -37,8 +37,9 @@ from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights
-from videomaskfeat.recipe import ClipRecipe, read_detect_recipe
+from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas import DetectConfig
+from videomaskfeat.stored_recipe import read_detect_recipe
 
 from .conftest import Verb
 from .test_pretrain import assert_refused, rows

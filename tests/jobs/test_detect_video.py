@@ -25,8 +25,9 @@ from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, find_
 from videomaskfeat.jobs.detect_video import Detected, Timeline, detect_videos, write_film, write_rows
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import DETECT_KEY, ClipRecipe, DetectRecipe
+from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas import DetectFiles, DetectVideoConfig
+from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe
 
 RECIPE = DetectRecipe(
     ClipRecipe(frames=4, stride=2, crop=32),

@@ -31,16 +31,13 @@ from videomaskfeat.jobs.export import export
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import load_into, load_model
 from videomaskfeat.models.weights import read_state, save_weights
-from videomaskfeat.recipe import (
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import (
     CLASSIFY_KEY,
     DETECT_KEY,
     ENCODER_KEY,
-    METADATA_KEY,
     ClassifyRecipe,
-    ClipRecipe,
     DetectRecipe,
-    MaskRecipe,
-    PretrainRecipe,
     read_testing_recipe,
     recipe_texts,
 )

@@ -21,7 +21,8 @@ from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.inference.features import read_features
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, ClassifyRecipe, ClipRecipe, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, read_classify_recipe, read_recipe
 
 from .conftest import Verb
 from .test_pretrain import last_line, rows

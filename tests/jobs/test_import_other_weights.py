@@ -19,8 +19,8 @@ from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_weights
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.loading import load_model, load_student
-from videomaskfeat.recipe import read_classify_recipe, read_recipe, read_testing_recipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.stored_recipe import read_classify_recipe, read_recipe, read_testing_recipe
 
 PAGE = Path(__file__).parents[2] / "docs/how_to/other_weights.md"
 # Folders and files of the page -> recorded models.
@@ -108,6 +108,15 @@ def test_mistakes_are_refused(golden: Path, tmp_path: Path, capsys: pytest.Captu
     assert cli.main(["import-weights", str(source), str(tmp_path / "other"), "--from", "timm"]) == 2
     assert "from 'timm' is unknown" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+SUPPORTED = [name for name, one in FORMATS.items() if one.convert is not None]
+
+
+def test_readme_has_the_table_of_the_code() -> None:
+    readme = (PAGE.parents[2] / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| (.+) \| `videomaskfeat import-weights FILE OUT --from ([\w.-]+)` \|$", readme)
+    assert rows == [(FORMATS[name].title, name) for name in SUPPORTED]
 
 
 def test_table_of_the_page_is_the_table_of_the_code() -> None:

@@ -23,8 +23,9 @@ from videomaskfeat.jobs.import_weights import WeightsImport, import_slowfast
 from videomaskfeat.methods.build import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.loading import load_model
-from videomaskfeat.recipe import ClassifyRecipe, PretrainRecipe, normalize, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import PretrainRecipe, normalize
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.stored_recipe import ClassifyRecipe, read_classify_recipe, read_recipe
 from videomaskfeat.targets import build_target
 
 

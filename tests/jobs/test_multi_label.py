@@ -20,7 +20,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.losses.labels import multi_label_cross_entropy
 from videomaskfeat.metrics.accuracy import multi_label_score
-from videomaskfeat.recipe import read_classify_recipe
+from videomaskfeat.stored_recipe import read_classify_recipe
 
 from .conftest import Verb
 from .test_finetune import TINY

@@ -22,7 +22,8 @@ from videomaskfeat.data.transforms import (
 from videomaskfeat.errors import UserError
 from videomaskfeat.masking import MASKS
 from videomaskfeat.models import create_model
-from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe, read_classify_recipe, read_recipe
+from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import read_classify_recipe, read_recipe
 from videomaskfeat.targets.hog import hog_features
 
 from .conftest import Verb

@@ -27,8 +27,9 @@ from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import ClassifyRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
 from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "clip_size": (4, 32, 32)}

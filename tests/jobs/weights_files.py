@@ -8,7 +8,8 @@ import torch
 
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import CLASSIFY_KEY, METADATA_KEY, ClassifyRecipe, ClipRecipe, PretrainRecipe
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe
 
 CLIP = ClipRecipe(frames=4, stride=2, crop=32)
 NAMES = ("push", "pull", "turn left", "turn right", "stand", "fall", "Zähne putzen")

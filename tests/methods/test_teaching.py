@@ -23,7 +23,7 @@ from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.methods.teaching import PairMethod
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.loading import load_model
-from videomaskfeat.recipe import read_recipe
+from videomaskfeat.stored_recipe import read_recipe
 
 Pretrain = Callable[..., tuple[int, str]]
 METHODS = tuple(ARGUMENTS)

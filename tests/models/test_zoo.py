@@ -154,4 +154,4 @@ def test_verb_prints_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> Non
     (row,) = json.loads(capsys.readouterr().out)
     assert row["clip"] == [4, 32, 32]
     assert main(["models", "resnet"]) == 2
-    assert "model 'resnet' is unknown; choose from " in capsys.readouterr().err
+    assert "no model matches 'resnet'; `videomaskfeat models` lists all" in capsys.readouterr().err

@@ -18,21 +18,13 @@ from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import ActionBatch, BoxedClips, Failure, KeyFrameBatch, empty_clips
+from videomaskfeat.data.box_transforms import border_boxes, boxes_in_pixels, crop_with_boxes, visible_boxes
 from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import check_clip, key_frame_seconds
 from videomaskfeat.data.timed_reader import TimedReader, check_size
-from videomaskfeat.data.transforms import (
-    ClipGeometry,
-    ClipTransform,
-    UniformCrop,
-    WholeFrame,
-    border_boxes,
-    boxes_in_pixels,
-    crop_with_boxes,
-    visible_boxes,
-)
+from videomaskfeat.data.transforms import ClipGeometry, ClipTransform, UniformCrop, WholeFrame
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.reader import VideoInfo, VideoReadError
+from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.workers import READ_SECONDS, call_in_workers, continue_reading
 from videomaskfeat.durations import duration_text
@@ -238,10 +239,11 @@ def check_list(
 
 def _scan(path: str, reader: str, decode: bool) -> Scan:
     """The facts of one file. Runs in a worker process."""
-    local = io.local_path(path)
-    if not os.path.exists(local):
-        return Scan(path, missing=True, cause=io.missing_cause(path))
-    size = sum(os.path.getsize(file) for file in files_of(local))
+    packed = PackedVideo.parse(path)
+    local = io.local_path(packed.shard if packed else path)
+    if not os.path.exists(local) and not (packed and "://" in local):
+        return Scan(path, missing=True, cause=io.missing_cause(local))
+    size = packed.size if packed else sum(os.path.getsize(file) for file in files_of(local))
     try:
         started = time.perf_counter()
         with open_video(path, reader) as video:
@@ -258,6 +260,10 @@ def _scan(path: str, reader: str, decode: bool) -> Scan:
 def _digest(path: str) -> str:
     """The hash of a file's content, or of all pictures of a folder. Runs in a worker process."""
     digest = hashlib.blake2b(digest_size=16)
+    packed = PackedVideo.parse(path)
+    if packed:
+        digest.update(packed.read())
+        return digest.hexdigest()
     for name in files_of(io.local_path(path)):
         with io.open_file(name, "rb") as file:
             while block := file.read(1 << 20):

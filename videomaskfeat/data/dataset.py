@@ -31,15 +31,8 @@ from videomaskfeat.data.records import Records, check_frames
 from videomaskfeat.data.sampling import clip_indices_middle, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.errors import UserError
-from videomaskfeat.recipe import (
-    LIMITS,
-    ClassifyRecipe,
-    ClipRecipe,
-    DetectRecipe,
-    EncoderRecipe,
-    MaskRecipe,
-    PretrainRecipe,
-)
+from videomaskfeat.recipe import LIMITS, ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe, DetectRecipe, EncoderRecipe
 from videomaskfeat.values import build_dataclass
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
 
     Args:
         path: a video file, opened through the path manager; a folder with one picture per frame; or a picture
-            (by its extension), which is a video of one frame.
+            (by its extension), which is a video of one frame; or a video in a shard, see `PackedVideo`.
         reader: ``decord``, ``pyav``, or ``auto``: decord, and PyAV if decord is not installed or fails on the
             file. PyAV also reads the files that decord indexes inexactly. Or a plug-in
             ``package.module:Class``, a `VideoReader` that is called with the path, also of a folder.
@@ -151,11 +152,24 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
         VideoReadError: the file cannot be read; see its ``cause``.
         UserError: ``reader`` is unknown or not installed.
     """
-    local = io.local_path(path)
+    text = os.fspath(path)
+    if "#" in text:
+        from videomaskfeat.data.shards import PackedReader, PackedVideo
+
+        packed = PackedVideo.parse(text)
+        if packed is not None:
+            open_file = partial(_open_file, name=packed.name, reader=reader, threads=threads)
+            return PackedReader(packed, open_file)
+    local = io.local_path(text)
+    return _open_file(local, name=local, reader=reader, threads=threads)
+
+
+def _open_file(local: str, *, name: str, reader: str, threads: int) -> VideoReader:
+    """Open a local file or folder; the extension of ``name`` decides whether it is a picture."""
     if is_plugin(reader):
         return _open_in_plugin(reader, local)
     check_name("reader", reader, READERS)
-    if os.path.isdir(local) or is_picture(local):
+    if os.path.isdir(local) or is_picture(name):
         from videomaskfeat.data.frames import FrameFolderReader, ImageReader
 
         return FrameFolderReader(local) if os.path.isdir(local) else ImageReader(local)

@@ -21,7 +21,7 @@ from videomaskfeat.inference.multiview import ClipPass, Machine, build_views, ev
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.loading import load_model
-from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
+from videomaskfeat.stored_recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe
 
 Video = str | os.PathLike[str] | np.ndarray | Tensor
 """A path (a file, or a folder with one image per frame), or all decoded frames, uint8 [T, H, W, 3], RGB; or

@@ -10,16 +10,15 @@ from typing import Any
 from videomaskfeat.config import flat, load_config
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file
-from videomaskfeat.recipe import (
+from videomaskfeat.recipe import ClipRecipe, sides_of_crop
+from videomaskfeat.stored_recipe import (
     CLASSIFY_KEY,
     DETECT_KEY,
     ENCODER_KEY,
-    ClipRecipe,
     read_clip_recipe,
     read_detect_recipe,
     read_testing_recipe,
     recipe_texts,
-    sides_of_crop,
 )
 
 _TIME_SETTINGS = ("clip.frames", "clip.stride", "clip.target_fps")

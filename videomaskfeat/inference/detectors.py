@@ -30,7 +30,7 @@ from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.metrics.ava_map import AvaResult, Detections, GroundTruth, average_precision
 from videomaskfeat.models.detector import Detector
-from videomaskfeat.recipe import DetectRecipe, read_detect_recipe
+from videomaskfeat.stored_recipe import DetectRecipe, read_detect_recipe
 
 
 class VideoDetector:

@@ -17,7 +17,7 @@ from videomaskfeat.io import file_sha256, is_file, is_folder, make_folder, whole
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.weights import Recipe, created_as, save_model
-from videomaskfeat.recipe import DETECT_KEY, recipe_texts
+from videomaskfeat.stored_recipe import DETECT_KEY, recipe_texts
 from videomaskfeat.texts import parse_json, read_text
 from videomaskfeat.viz.model_card import model_card
 

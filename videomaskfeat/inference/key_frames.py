@@ -14,7 +14,7 @@ from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.frame_lists import load_frame_lists
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.detectors import BoxScores
-from videomaskfeat.recipe import DetectRecipe
+from videomaskfeat.stored_recipe import DetectRecipe
 
 logger = logging.getLogger(__name__)
 

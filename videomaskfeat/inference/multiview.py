@@ -27,8 +27,9 @@ from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.errors import RunFailed, UserError, check_name
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas import ListConfig
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 T = TypeVar("T")
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {

@@ -19,8 +19,9 @@ from videomaskfeat.inference.multiview import Machine, VideoScores, build_views,
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas import DataConfig, ProbeConfig
+from videomaskfeat.stored_recipe import ClassifyRecipe
 from videomaskfeat.values import build_dataclass
 
 

@@ -20,7 +20,7 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.io import file_sha256, whole_file
 from videomaskfeat.models.weights import weights_file
 from videomaskfeat.provenance import describe_provenance
-from videomaskfeat.recipe import ClassifyRecipe, DetectRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe, DetectRecipe
 
 PathLike = str | os.PathLike[str]
 

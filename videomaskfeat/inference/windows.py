@@ -12,7 +12,7 @@ from torch import Tensor
 from videomaskfeat.data.transforms import uniform_crops
 from videomaskfeat.data.windows import clip_seconds, open_by_time, read_clips, window_times
 from videomaskfeat.errors import UserError
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _WINDOWS_AT_ONCE = 32  # 77 MB for one crop of 16 frames of 224x224
 

@@ -12,14 +12,8 @@ import torch
 from torch import Tensor
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.recipe import (
-    CLASSIFY_KEY,
-    ENCODER_KEY,
-    METADATA_KEY,
-    ClassifyRecipe,
-    ClipRecipe,
-    PretrainRecipe,
-)
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, ENCODER_KEY, ClassifyRecipe
 from videomaskfeat.texts import show_text
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}

@@ -29,7 +29,7 @@ from videomaskfeat.interop.formats import (
     vit_name,
 )
 from videomaskfeat.interop.videomae import HF_BLOCKS
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _HF: Rules = (
     (r"^(?:vit|deit)\.", ""),

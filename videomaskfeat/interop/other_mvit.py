@@ -25,7 +25,7 @@ from videomaskfeat.interop.formats import (
     rename,
 )
 from videomaskfeat.interop.videomae import mmaction_names
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _VIDEO = {"frames": 16, "stride": 4, "crop": 224, "target_fps": 30.0, **GRAY}
 _TORCHVISION: Rules = (

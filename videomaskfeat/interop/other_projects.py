@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.interop import image_vit, other_mvit, videomae, vjepa
+from videomaskfeat.interop import hiera, image_vit, other_mvit, videomae, vjepa
 from videomaskfeat.interop.formats import Converted, Format, Source
 from videomaskfeat.io import is_file
 from videomaskfeat.texts import read_json
@@ -47,10 +47,25 @@ FORMATS: dict[str, Format] = {
         lambda source: vjepa.is_original(source) and not source.has("norms_block.0.weight"),
         vjepa.second,
     ),
+    "vjepa-probe": Format(
+        "V-JEPA attentive probe, a head without its encoder",
+        vjepa.is_probe,
+        reason="import its encoder with `videomaskfeat import-weights ENCODER OUT --probe FILE`",
+    ),
     "vjepa2-transformers": Format(
         "V-JEPA 2 of transformers",
         lambda source: source.has("*.encoder.embeddings.patch_embeddings.proj.weight"),
         vjepa.hugging_face,
+    ),
+    "hiera": Format(
+        "Hiera, fine-tuned",
+        lambda source: hiera.is_hiera(source) and not source.has("encoder_norm.weight"),
+        hiera.classifier,
+    ),
+    "hiera-pretrained": Format(
+        "Hiera, pre-trained",
+        lambda source: hiera.is_hiera(source),
+        hiera.pretrained,
     ),
     "vit-timm": Format(
         "ViT for images of timm",
@@ -180,6 +195,16 @@ def convert(
             raise
         what = f"{error} is missing" if isinstance(error, KeyError) else f"it has unexpected values ({error})"
         raise UserError(f"{path}: read as {chosen.title}, but {what}; use the complete checkpoint") from error
+
+
+def add_probe(encoder: Converted, path: str, state: Mapping[str, Tensor], **choices: Any) -> Converted:
+    """A classifier from a converted encoder of V-JEPA and its attentive probe, the weights in ``path``.
+
+    Raises:
+        UserError: the probe is not one of this encoder.
+    """
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    return vjepa.with_probe(encoder, Source(path, _without_wrappers(state), choices=chosen))
 
 
 def _without_wrappers(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -27,7 +27,8 @@ from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, as_trip
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_weights
 from videomaskfeat.models.zoo import DENSE_FORM, MODELS, create_model_from
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target

@@ -16,7 +16,7 @@ from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel, MaskFeat
 from videomaskfeat.models.mvit import MViT
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _STEM = "patch_embed.proj.weight"
 _DECODER_HEAD_WIDTH = 64

@@ -30,7 +30,8 @@ from videomaskfeat.interop.formats import (
     vit_name,
 )
 from videomaskfeat.models.positions import fixed_positions
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _USUAL = {"frames": 16, "stride": 4, "crop": 224, "target_fps": None, **IMAGENET}
 _BIASES = (r"attn\.([qv])_bias$", r"attn.\1.bias")

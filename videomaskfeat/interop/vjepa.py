@@ -7,6 +7,7 @@ attentive_pooler.py; transformers, models/vjepa2.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,7 +29,8 @@ from videomaskfeat.interop.formats import (
     vit_arguments,
     vit_name,
 )
-from videomaskfeat.recipe import ClassifyRecipe, ClipRecipe
+from videomaskfeat.recipe import ClipRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 _GIANTS = {1408: 22, 1664: 26}
 """Attention heads of V-JEPA 2's largest models, by width."""
@@ -53,6 +55,57 @@ _HF: Rules = (
     (r"^pooler\.self_attention_layers\.(\d+)\.layer_norm([12])\.", r"head.blocks.\1.norm\2."),
     (r"^pooler\.self_attention_layers\.(\d+)\.mlp\.", r"head.blocks.\1.mlp."),
 )
+
+
+_PROBE: Rules = (
+    (r"^pooler\.query_tokens$", "head.query"),
+    (r"^pooler\.cross_attention_block\.norm1\.", "head.norm_tokens."),
+    (r"^pooler\.cross_attention_block\.norm2\.", "head.norm_mlp."),
+    (r"^pooler\.cross_attention_block\.xattn\.", "head."),
+    (r"^pooler\.cross_attention_block\.mlp\.", "head.mlp."),
+    (r"^pooler\.blocks\.", "head.blocks."),
+    (r"^linear\.", "head.projection."),
+)
+_PROBE_HEADS = 16
+
+
+def is_probe(source: Source) -> bool:
+    """Whether the weights are an attentive probe, without its encoder."""
+    return source.has("pooler.query_tokens", "linear.weight")
+
+
+def with_probe(encoder: Converted, probe: Source) -> Converted:
+    """A classifier from an encoder of V-JEPA and its attentive probe, which has a file of its own.
+
+    Raises:
+        UserError: the file is no probe, or one of another encoder.
+    """
+    if not is_probe(probe) or encoder.name != "vit_encoder":
+        raise UserError(
+            f"{probe.path}: not an attentive probe of {encoder.title}; use a file with `classifiers` (V-JEPA "
+            "2) or `classifier` (V-JEPA)"
+        )
+    head = rename(probe.state, _PROBE)
+    width = encoder.arguments["width"]
+    channels = head["head.query"].shape[-1]
+    if channels != width:
+        raise UserError(
+            f"{probe.path}: a probe of {channels} channels, the encoder has {width}; use the encoder with "
+            "which it was trained"
+        )
+    heads = encoder.arguments["heads"]
+    if heads != _PROBE_HEADS and "heads" not in probe.choices:
+        raise UserError(
+            f"{probe.path}: published probes have {_PROBE_HEADS} attention heads, the encoder has {heads}; "
+            "a head of this package has as many as its encoder. If the probe has them too, use --heads"
+        )
+    if "head.proj.weight" not in head:  # V-JEPA 2's cross attention has no output projection
+        head["head.proj.weight"], head["head.proj.bias"] = torch.eye(width), torch.zeros(width)
+    depth = len({name.split(".")[2] for name in head if name.startswith("head.blocks.")})
+    classes = head["head.projection.weight"].shape[0]
+    arguments = {**encoder.arguments, "classes": classes, "head": "attentive", "head_depth": depth}
+    state = {**encoder.state, **head}
+    return replace(encoder, name=vit_name(width), arguments=arguments, state=state)
 
 
 def is_original(source: Source) -> bool:

@@ -47,15 +47,9 @@ from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
-from videomaskfeat.recipe import (
-    DETECT_KEY,
-    ClipRecipe,
-    DetectRecipe,
-    compare_levels,
-    normalize,
-    recipe_texts,
-)
+from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas import DetectConfig
+from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe, compare_levels, recipe_texts
 from videomaskfeat.viz.report import write_report
 
 AVA_POSES = tuple(range(1, 15))

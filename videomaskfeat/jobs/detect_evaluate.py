@@ -22,7 +22,7 @@ from videomaskfeat.inference.key_frames import VideoLocations, describe_key_fram
 from videomaskfeat.inference.multiview import Machine, Progress
 from videomaskfeat.inference.results import describe_detection, describe_weights
 from videomaskfeat.io import make_folder
-from videomaskfeat.recipe import DetectRecipe
+from videomaskfeat.stored_recipe import DetectRecipe
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,12 @@ from videomaskfeat.inference.scores import Evaluated, ScoredList, make_output_fo
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import file_sha256, is_file, is_folder
 from videomaskfeat.metrics.features import check_knn, knn_scores
-from videomaskfeat.recipe import ClassifyRecipe, read_classify_recipe, read_testing_recipe, recipe_texts
+from videomaskfeat.stored_recipe import (
+    ClassifyRecipe,
+    read_classify_recipe,
+    read_testing_recipe,
+    recipe_texts,
+)
 
 
 @dataclass(frozen=True)

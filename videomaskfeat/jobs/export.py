@@ -38,15 +38,13 @@ from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.loading import load_into, load_model
-from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import encoder_of
-from videomaskfeat.recipe import (
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe
+from videomaskfeat.stored_recipe import (
     ENCODER_KEY,
-    METADATA_KEY,
     ClassifyRecipe,
-    ClipRecipe,
     read_recipe,
     read_testing_recipe,
     recipe_texts,
@@ -161,7 +159,7 @@ def export(
     if format == "onnx":
         require_onnx(opset or OPSET)
     subject = _load_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")
-    if part == "model" and format in GRAPHS and isinstance(subject.model, MAE):
+    if part == "model" and format in GRAPHS and getattr(subject.model, "equal_masks", False):
         raise UserError(
             f"{os.fspath(weights)}: an MAE model cannot be exported as a graph, since it depends on the "
             "number of visible cubes in the mask; use --part encoder, or a format of weights"
@@ -233,7 +231,9 @@ class _Subject:
         cells = self.mask_grid.size
         draws = torch.rand(batch, cells, generator=generator)
         mask = draws < 0.4
-        if isinstance(self.model, MAE):  # the same number of hidden cells per sample, not all and not none
+        if getattr(
+            self.model, "equal_masks", False
+        ):  # the same number of hidden cells per sample, not all and not none
             hidden = min(max(round(0.4 * cells), 1), max(cells - 1, 1))
             mask = draws.argsort(dim=1).argsort(dim=1) < hidden
         return mask.unflatten(1, self.mask_grid.shape)

@@ -34,7 +34,7 @@ from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.inference.window_features import WindowFolder
 from videomaskfeat.inference.windows import Windows, check_windows, iter_window_clips
 from videomaskfeat.io import is_file
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 DTYPES = ("float32", "float16")
 FORMS = ("npz", "npy")

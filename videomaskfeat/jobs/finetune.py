@@ -58,14 +58,9 @@ from videomaskfeat.models.loading import load_into, load_pretrained
 from videomaskfeat.models.lora import LoraOptions, add_lora, merge_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
-from videomaskfeat.recipe import (
-    CLASSIFY_KEY,
-    ClassifyRecipe,
-    ClipRecipe,
-    compare_levels,
-    normalize,
-)
+from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
 from videomaskfeat.values import build_dataclass
 from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 from videomaskfeat.viz.report import write_report

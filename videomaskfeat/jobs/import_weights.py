@@ -17,7 +17,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.formats import Converted
-from videomaskfeat.interop.other_projects import FORMATS
+from videomaskfeat.interop.other_projects import FORMATS, add_probe
 from videomaskfeat.interop.slowfast import (
     ClipFacts,
     ImageTarget,
@@ -31,17 +31,10 @@ from videomaskfeat.models import arguments_of
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.loading import build_converted, convert_weights
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.weights import save_weights, weights_file
-from videomaskfeat.recipe import (
-    CLASSIFY_KEY,
-    DETECT_KEY,
-    METADATA_KEY,
-    ClassifyRecipe,
-    ClipRecipe,
-    DetectRecipe,
-    PretrainRecipe,
-)
+from videomaskfeat.models.weights import read_weights, save_weights, weights_file
+from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, DETECT_KEY, ClassifyRecipe, DetectRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 
@@ -149,6 +142,7 @@ def import_weights(
     out: str | os.PathLike[str],
     *,
     format: str = "auto",
+    probe: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | None = None,
     weights_key: str = "",
     **choices: Any,
@@ -159,6 +153,7 @@ def import_weights(
         path: weights file, or a folder of transformers or timm.
         out: folder to write.
         format: a name in :data:`~videomaskfeat.interop.other_projects.FORMATS`, or "auto".
+        probe: file of an attentive probe of V-JEPA, which makes its encoder a classifier.
         class_names, weights_key: see :func:`import_slowfast`.
         choices: see :func:`~videomaskfeat.interop.other_projects.convert`.
 
@@ -176,6 +171,9 @@ def import_weights(
             "of PySlowFast needs its YAML: use `videomaskfeat import-slowfast`. Weights of this package need "
             "no import"
         )
+    if probe is not None:
+        weights_of_probe = read_weights(probe)
+        converted = add_probe(converted, os.fspath(probe), weights_of_probe.state, heads=choices.get("heads"))
     recipe, classes = converted.recipe, converted.arguments.get("classes")
     if class_names is not None:
         names = read_class_names(class_names)

@@ -27,7 +27,7 @@ from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.inference.windows import Windows, check_windows, iter_window_clips
 from videomaskfeat.io import check_outputs, is_folder, make_folder, make_parent, output_paths, whole_file
 from videomaskfeat.mp4 import write_mp4
-from videomaskfeat.recipe import ClassifyRecipe
+from videomaskfeat.stored_recipe import ClassifyRecipe
 from videomaskfeat.viz.labeled import Bar, draw_labeled, film_rate, write_labeled, write_labeled_picture
 
 _LIST_SUFFIXES = (".csv", ".tsv", ".txt", ".json")

@@ -18,7 +18,7 @@ from videomaskfeat.methods.build import build_method, heldout_loader, training_l
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import METADATA_KEY, compare_levels
+from videomaskfeat.recipe import METADATA_KEY
 from videomaskfeat.schemas import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
 
@@ -55,6 +55,7 @@ class PretrainRun(Run):
         self.method = build_method(config)
         if config.model.weights:
             from videomaskfeat.models.loading import load_student
+            from videomaskfeat.stored_recipe import compare_levels
 
             self.load_report = load_student(self.method.student, self.method.encoder, config.model)
             self.load_warning = compare_levels(

@@ -42,8 +42,8 @@ from videomaskfeat.models.tokenizers import (
     create_tokenizer,
 )
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.recipe import read_clip_recipe
 from videomaskfeat.schemas import TokenizerConfig
+from videomaskfeat.stored_recipe import read_clip_recipe
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions
 from videomaskfeat.viz.report import write_report

@@ -14,7 +14,7 @@ from videomaskfeat.inference.drawing import Visualized, draw_maps, draw_videos, 
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import check_outputs
-from videomaskfeat.recipe import CLASSIFY_KEY, read_recipe, recipe_texts
+from videomaskfeat.stored_recipe import CLASSIFY_KEY, read_recipe, recipe_texts
 
 MAPS = {"gradcam": "class", "attention": "attention", "rollout": "rollout"}
 """Maps of ``--attention``, and the ends of their file names."""

@@ -23,8 +23,9 @@ from videomaskfeat.methods.method import Method, check_mask_grid
 from videomaskfeat.models import arguments_of, create_model_from
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import check_arguments
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.positions import position_channels
-from videomaskfeat.models.zoo import MAE, MODELS, VIT, named_model, with_default_head
+from videomaskfeat.models.zoo import HIERA_MAE, MAE, MODELS, VIT, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas import PretrainConfig
 from videomaskfeat.targets import build_target
@@ -81,6 +82,8 @@ def initial_arguments(config: PretrainConfig) -> dict[str, Any]:
     if config.model.initialization == "slowfast" or name not in MODELS:
         return {}
     encoder = MODELS[name].classes[-1]
+    if encoder == HIERA_MAE:
+        return {"initialization": "mae"}
     if encoder not in (VIT, MAE):
         return {}
     initialization = "mae" if encoder == MAE else _published_initialization(config)
@@ -156,7 +159,8 @@ def build_student(
             f"target.name {recipe.target!r} has values on a grid of {grid}, but {name} predicts on "
             f"{output}; {target.grid_remedy}{grid_argument}"
         )
-    check_mask_grid(recipe, output, model=name)
+    finest = model.mask_grid((1, 3, *size)) if isinstance(model, MaskedModel) else output
+    check_mask_grid(recipe, finest, model=name)
     if getattr(model, "equal_masks", False) and not is_exact(recipe.mask.kind):
         raise UserError(
             f"mask.kind {recipe.mask.kind!r} does not hide the same number of positions in every clip, and "

@@ -319,6 +319,6 @@ def check_mask_grid(recipe: PretrainRecipe, output: TokenGrid, *, model: str = "
     if not grid.divides(output):
         raise UserError(
             f"mask.cell {list(recipe.mask.cell)} results in a mask of {grid} cells, which does not divide "
-            f"the {output} positions that {model} predicts; each axis of the positions must be a multiple "
+            f"the {output} positions that {model} hides or predicts; each axis of them must be a multiple "
             "of the mask's"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -43,6 +44,10 @@ class MaskedModel(Encoder, ABC):
         if clips.ndim == 4:
             return self.predict(as_clips(clips), mask[:, None])[:, 0]
         return self.predict(clips, mask)
+
+    def mask_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
+        """The finest grid of masks, for a clip whose shape ends in (T, H, W): what is hidden as a whole."""
+        return self.output_grid(clip_shape)
 
     @abstractmethod
     def predict(self, clips: Tensor, mask: Tensor) -> Tensor:

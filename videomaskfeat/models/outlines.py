@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.models.encoder_base import Encoder
-from videomaskfeat.models.zoo import CLASSIFIER, MAE, MASKFEAT, MODELS, encoder_arguments
+from videomaskfeat.models.zoo import CLASSIFIER, HIERA_MAE, MAE, MASKFEAT, MODELS, encoder_arguments
 
 _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 
@@ -55,7 +55,7 @@ def other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     alike = {name: named.build for name, named in MODELS.items() if _outline_of_named(name) == theirs}
     if not alike:
         return f"{differ}; no named model matches: build the model with the arguments of the saved model"
-    heads = (MASKFEAT, MAE) if "mask_token" in state else (CLASSIFIER,)
+    heads = (MASKFEAT, MAE, HIERA_MAE) if "mask_token" in state else (CLASSIFIER,)
     likely = [name for name in alike if MODELS[name].classes[0] in heads] or alike
     build = [name for name, build in alike.items() if issubclass(build, type(model))]
     advice = f"{differ}; it is probably {' or '.join(likely)}"

@@ -13,9 +13,11 @@ import torch
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.encoder_base import as_triple
+from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.zoo import (
     CLASSIFIER,
     DETECTOR,
+    HIERA_MAE,
     MAE,
     MASKFEAT,
     MODELS,
@@ -50,6 +52,7 @@ HIDDEN_SHARE = {True: 0.75, False: 0.9}
 
 
 _PURPOSES = {
+    HIERA_MAE: "pre-training; encodes visible mask units only",
     MAE: "pre-training; encodes visible cubes only",
     MASKFEAT: "pre-training",
     DETECTOR: "action detection",
@@ -98,10 +101,10 @@ def measure_model(name: str, **arguments: Any) -> tuple[int, float]:
     The model is run once on a clip of zeros, which takes minutes for large models.
     """
     model = create_model(name, **arguments).eval()
-    grid = model.output_grid(model.clip_size)
     inputs = [torch.zeros(1, 3, *model.clip_size)]
     kind = MODELS[name].classes[0]
-    if kind in (MASKFEAT, MAE):
+    if isinstance(model, MaskedModel):
+        grid = model.mask_grid(model.clip_size)
         mask = torch.zeros(grid.size, dtype=torch.bool)
         mask[: round(HIDDEN_SHARE[model.clip_size[0] == 1] * grid.size)] = True
         inputs.append(mask.view(1, *grid.shape))

@@ -33,7 +33,7 @@ _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class Recipe(Protocol):
-    """How the clips of a model are cut, such as :class:`~videomaskfeat.recipe.ClassifyRecipe`."""
+    """How the clips of a model are cut, such as :class:`~videomaskfeat.stored_recipe.ClassifyRecipe`."""
 
     key: ClassVar[str]
 
@@ -178,7 +178,7 @@ def read_weights(
             raise UserError(f"{text}: a safetensors file contains one set of weights; remove the key {key!r}")
         return Weights(read_safetensors(text))
     content = read_torch_file(text)
-    checkpoint = content if isinstance(content, Mapping) else {}
+    checkpoint = _with_lists(content) if isinstance(content, Mapping) else {}
     sets = tuple(name for name, value in checkpoint.items() if isinstance(name, str) and _is_state(value))
     value: object = checkpoint
     if key:
@@ -199,6 +199,18 @@ def read_weights(
             )
     others = tuple(name for name in sets if name != key)
     return Weights(state, key, others, cast(Mapping[str, Any], checkpoint) if key else {})
+
+
+def _with_lists(checkpoint: Mapping[Any, Any]) -> dict[Any, Any]:
+    """A checkpoint whose lists of state dicts have a key per entry, such as V-JEPA's "classifiers.0"."""
+    entries = {
+        f"{name}.{index}": value
+        for name, values in checkpoint.items()
+        if isinstance(values, list)
+        for index, value in enumerate(values[:100])
+        if _is_state(value)
+    }
+    return {**checkpoint, **entries}
 
 
 def _main_weights(

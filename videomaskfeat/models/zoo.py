@@ -21,6 +21,7 @@ from videomaskfeat.plugins import import_class, is_plugin
 
 MVIT, VIT = "videomaskfeat.models.mvit:MViT", "videomaskfeat.models.vit:ViT"
 MASKFEAT, MAE = "videomaskfeat.models.maskfeat:MaskFeat", "videomaskfeat.models.mae:MAE"
+HIERA, HIERA_MAE = "videomaskfeat.models.hiera:Hiera", "videomaskfeat.models.hiera_mae:HieraMAE"
 CLASSIFIER, DETECTOR = "videomaskfeat.models.heads:Classifier", "videomaskfeat.models.detector:Detector"
 
 
@@ -129,6 +130,33 @@ _MAE_SMALL: dict[str, Any] = {
     "values_per_token": 192,
 }
 
+HIERA_SIZES: dict[str, dict[str, Any]] = {
+    # 4 frames of 32x32 in mask units of 2x16x16 pixels.
+    "pico": {
+        "stages": (1, 2, 2),
+        "width": 32,
+        "heads": 1,
+        "q_pool": 2,
+        "mask_unit": (1, 4, 4),
+        "unit_attention": (True, True, False),
+        "clip_size": (4, 32, 32),
+        "linear_std": 0.1,
+    },
+    "t": {"stages": (1, 2, 7, 2), "width": 96, "heads": 1},
+    "s": {"stages": (1, 2, 11, 2), "width": 96, "heads": 1},
+    "b": {"stages": (2, 3, 16, 3), "width": 96, "heads": 1},
+    "bplus": {"stages": (2, 3, 16, 3), "width": 112, "heads": 2},
+    "l": {"stages": (2, 6, 36, 4), "width": 144, "heads": 2},
+    "h": {"stages": (2, 6, 36, 4), "width": 256, "heads": 4},
+}
+"""Hiera's sizes (arXiv 2306.00989, table 2, and its published code)."""
+_HIERA_IMAGE: dict[str, Any] = {
+    "cube_kernel": (1, 7, 7),
+    "cube_stride": (1, 4, 4),
+    "cube_padding": (0, 3, 3),
+    "absolute_positions": "joint",
+}
+
 # Supervised models change the width in the attention and classify from the class token. MaskFeat pre-training
 # omits the last query pooling, so that predictions have 16-pixel positions; fine-tuning includes it.
 # Detectors omit it, because boxes are small.
@@ -167,9 +195,21 @@ for _size, _video in _VIT.items():
     MODELS[f"mae_vit_{_size}_image"] = NamedModel(
         (MAE,), {**_image, **(_MAE_SMALL if _small else _MAE_IMAGE)}
     )
+# Pre-training and detectors pool once less, so that outputs have 16-pixel positions (pico: 8).
+for _size, _video in HIERA_SIZES.items():
+    _side = _video.get("clip_size", (16, 224, 224))[1]
+    _image = {**_video, **_HIERA_IMAGE, "clip_size": (1, _side, _side)}
+    _dense = {"q_pool": _video.get("q_pool", 3) - 1}
+    _decoder = {**_dense, **(_MAE_SMALL if _size == "pico" else {})}
+    MODELS[f"hiera_{_size}"] = NamedModel((CLASSIFIER, HIERA), _video)
+    MODELS[f"hiera_{_size}_image"] = NamedModel((CLASSIFIER, HIERA), _image)
+    MODELS[f"hiera_{_size}_detector"] = NamedModel((DETECTOR, HIERA), {**_video, **_dense})
+    MODELS[f"mae_hiera_{_size}"] = NamedModel((HIERA_MAE,), {**_video, **_decoder})
+    MODELS[f"mae_hiera_{_size}_image"] = NamedModel((HIERA_MAE,), {**_image, **_decoder})
 # An encoder without a head; its weights file contains all arguments.
 MODELS["mvitv2_encoder"] = NamedModel((MVIT,), {**_S, "widen_in": "mlp", "q_pool_at": (1, 3, 14)})
 MODELS["vit_encoder"] = NamedModel((VIT,), _VIT["b"])
+MODELS["hiera_encoder"] = NamedModel((HIERA,), HIERA_SIZES["b"])
 
 
 SIZES = ("pico", "nano", "s", "b", "l", "h")
@@ -273,15 +313,18 @@ def create_model(
             (fine-tuning), maskfeat_mvitv2_{s,l}_detector (action detection), mvitv2_{s,b,l} (supervised
             classifiers); maskfeat_vit_{s,b,l,h}, mae_vit_{s,b,l,h} (pre-training), vit_{s,b,l,h}
             (fine-tuning), vit_{s,b,l,h}_detector, and all ViTs except detectors for images with the suffix
-            _image; for CPUs a nano (8x64x64) and a pico size (4x32x32) of each kind; mvitv2_encoder and
-            vit_encoder without a head. Or a plug-in, see :func:`named_model`.
+            _image; hiera_{t,s,b,bplus,l,h} and mae_hiera_{t,...,h}, also with _image; for CPUs a nano
+            (8x64x64; not of Hiera) and a pico size (4x32x32) of each kind; mvitv2_encoder, vit_encoder and
+            hiera_encoder without a head. Or a plug-in, see :func:`named_model`.
         num_classes: number of classes of a classifier, or of actions of a detector: the argument ``classes``.
         weights: file of initial weights; see :func:`~videomaskfeat.models.loading.load_weights`. Weights
             outside the encoder may be missing, unused or of another shape, and a line of the log reports the
             use of all. None: new weights.
         arguments: arguments that differ from the named model's; see :class:`~videomaskfeat.models.mvit.MViT`,
             :class:`~videomaskfeat.models.vit.ViT`, :class:`~videomaskfeat.models.maskfeat.MaskFeat`,
-            :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.heads.Classifier` and
+            :class:`~videomaskfeat.models.mae.MAE`, :class:`~videomaskfeat.models.hiera.Hiera`,
+            :class:`~videomaskfeat.models.hiera_mae.HieraMAE`,
+            :class:`~videomaskfeat.models.heads.Classifier` and
             :class:`~videomaskfeat.models.detector.Detector`. Lists are converted to tuples.
 
     Returns:

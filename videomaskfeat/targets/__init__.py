@@ -17,7 +17,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.models.limits import check_arguments
 from videomaskfeat.plugins import find_class
-from videomaskfeat.recipe import ChannelValues, ClipRecipe, read_clip_recipe, recipe_texts
+from videomaskfeat.recipe import ChannelValues, ClipRecipe
 from videomaskfeat.targets.target import Target
 
 __getattr__ = partial(import_submodule, __name__)
@@ -90,6 +90,8 @@ def build_target(name: str, arguments: Mapping[str, Any], *, clip: ClipRecipe) -
 
 def _teacher_statistics(teacher: Any) -> dict[str, ChannelValues]:
     """Normalization of a teacher's clips, if its weights file contains it."""
+    from videomaskfeat.stored_recipe import read_clip_recipe, recipe_texts
+
     path = str(teacher)
     if not path.endswith(".safetensors") or not is_file(path) or not recipe_texts(path):
         return {}

@@ -17,6 +17,7 @@ from videomaskfeat.plugins import import_class, is_plugin
 __getattr__ = partial(import_submodule, __name__)
 
 FORMATS: dict[str, str] = {
+    "shards": "videomaskfeat.data.formats.shards:Shards",
     "ssv2": "videomaskfeat.data.formats.ssv2:Ssv2",
     "multilabel": "videomaskfeat.data.formats.multilabel:MultiLabel",
     "kinetics": "videomaskfeat.data.formats.kinetics:Kinetics",
@@ -50,9 +51,9 @@ def load_records(
         path: list file or folder.
         format: ``kinetics`` (rows `path label`, or Kinetics' own CSV), ``table`` (rows `path label` only),
             ``ssv2`` (Something-Something-v2's JSON), ``multilabel`` (a header `path labels`, then rows such
-            as `a.mp4 3,17`), ``folder`` (videos at any depth), ``frames`` (folders of pictures, each a
-            video), ``images`` (class folders of pictures), a plug-in ``package.module:Class``, or ``auto``:
-            from the path and the first row.
+            as `a.mp4 3,17`), ``shards`` (index of `pack`, also at a URL), ``folder`` (videos at any depth),
+            ``frames`` (folders of pictures, each a video), ``images`` (class folders of pictures), a plug-in
+            ``package.module:Class``, or ``auto``: from the path and the first row.
         labels: ``auto`` (as in the first row; all rows must agree), ``yes`` or ``no``. The labels of the
             videos in a folder are its class folders; with ``auto`` they have none.
         prefix: folder of relative paths and of Something-Something's ids (default: the folder of the list).

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from videomaskfeat.data.records import Records
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_folder
-from videomaskfeat.texts import read_rows
+from videomaskfeat.texts import plain_rows, read_rows
 
 if TYPE_CHECKING:
     from videomaskfeat.data.folders import FoundVideos
@@ -47,6 +47,10 @@ class ListSource:
     @cached_property
     def data(self) -> bytes:
         """Content of the list file in UTF-8, with ``\\n`` as line end."""
+        if "://" in self.path:
+            from videomaskfeat.data.remote import read_file
+
+            return plain_rows(read_file(self.path), self.path)
         return read_rows(self.path, remedy="give a list file or a folder of videos")
 
     @property

@@ -180,7 +180,7 @@ def model_row(facts: ModelFacts) -> tuple[str, ...]:
         f"`{facts.name}`",
         facts.purpose,
         " x ".join(map(str, facts.clip)),
-        str(arguments["depth"]),
+        str(len(model.blocks)),
         str(arguments["width"]),
         " x ".join(map(str, model.native_grid.shape)),
         f"{facts.parameters / 1e6:.1f}",

@@ -273,7 +273,7 @@ def test_missing_frame_fails_only_the_clips_that_need_it(tmp_path: Path) -> None
 
 def test_list_without_a_readable_video_says_what_to_look_at(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"this is text")
-    key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1])
+    key_frames = write_truth(tmp_path / "truth.csv", ["a"], [1, 2])
     dataset = make_actions(key_frames, sources_in_folder(key_frames, tmp_path), tries=3)
     words = r"truth\.csv: 3 key frames in a row could not be read, .* check the folder of the videos or"
     with pytest.raises(UserError, match=words):

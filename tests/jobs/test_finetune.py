@@ -377,7 +377,7 @@ def test_class_of_the_held_out_list_alone_is_refused(lists: Path) -> None:
 
 
 def test_words_of_another_number_than_the_classes_are_refused(lists: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.csv has 3 class names, but data\.classes is 400; leave"):
+    with pytest.raises(UserError, match=r"has 3 class names, but data\.classes is 400; set data\.classes=0 "):
         read(lists, "data.classes=400")
 
 
@@ -413,7 +413,10 @@ def plan(model: torch.nn.Module, *overrides: str) -> str:
     """Of fine-tuning a model on 64 videos."""
     config = load_config(FinetuneConfig, None, ["clip.frames=8", "clip.crop=64", *overrides])
     records = Records.from_paths(["a.mp4"] * 64, [0] * 64, source="train.csv")
-    run = SimpleNamespace(config=config, model=model, lists=ClassLists(records, None, 5, ()))
+    recipe = ClassifyRecipe.of(config.clip, config.evaluate, ())
+    run = SimpleNamespace(
+        config=config, model=model, lists=ClassLists(records, None, 5, ()), recipe=recipe, lora=None
+    )
     return "\n".join(FinetuneRun.plan(run))  # type: ignore[arg-type]
 
 

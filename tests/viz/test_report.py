@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tests.viz.pages import Page
 from videomaskfeat.engine.contracts import LoopOptions, StepResult
-from videomaskfeat.engine.loop import train
+from videomaskfeat.engine.loop import Training, train
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.report import report
 from videomaskfeat.viz.pictures import ClipDrawing, write_film, write_picture
@@ -348,7 +348,7 @@ class _Loader:
 def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
     """The loop's names are the report's names."""
     model = nn.Linear(1, 1)
-    train(
+    run = Training(
         model=model,
         step=lambda batch: StepResult(model(batch.index[:, None].float()).square().mean(), {}),
         loader=_Loader(),
@@ -359,6 +359,7 @@ def test_every_curve_is_fed_by_what_the_loop_records(tmp_path: Path) -> None:
         options=LoopOptions(epochs=2, loggers=()),
         evaluate=lambda: {"heldout_loss": 0.5},
     )
+    train(run)
     charts = report_data(read_run(tmp_path))["charts"]
     assert len(titles(charts)) == len(charts) == 6
     assert charts[0]["table"]["header"] == ("Step", "training", "held out")

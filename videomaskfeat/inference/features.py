@@ -287,8 +287,9 @@ def read_meta(folder: Path, kind: str = "features") -> dict[str, Any] | None:
     try:
         if meta["format"] != _FORMAT or not isinstance(meta["settings"], dict) or "finished" not in meta:
             raise ValueError("of another version")
-        if meta["kind"] != kind:
-            raise ValueError(f"these are {meta['kind']}, not {kind}")
+        found = meta.get("kind", "features")  # earlier versions wrote features only, without their kind
+        if found != kind:
+            raise ValueError(f"these are {found}, not {kind}")
         if (
             meta["finished"]
             and kind == "features"

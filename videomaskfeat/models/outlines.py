@@ -17,11 +17,13 @@ _BLOCK = re.compile(r"blocks\.([0-9]{1,6})\.")
 
 
 class _Outline(NamedTuple):
-    """Properties that identify an encoder: number of blocks, width of the stem, and widths of the blocks."""
+    """Properties that identify an encoder: number of blocks, width of the stem, widths of the blocks, and
+    whether the attention has learned pooling (MViTv2, not Hiera)."""
 
     depth: int
     width: int
     widths: tuple[torch.Size, ...]
+    pooling: bool
 
     def __str__(self) -> str:
         return f"{self.depth} blocks and stem width {self.width}"
@@ -35,7 +37,8 @@ def _outline_of(state: Mapping[str, Tensor], width_weight: str) -> _Outline | No
     if stem is None or not stem.ndim or blocks != set(range(len(blocks))) or not blocks:
         return None
     widths = tuple(weight.shape for weight in weights if weight is not None and weight.ndim == 2)
-    return _Outline(len(blocks), stem.shape[0], widths) if len(widths) == len(blocks) else None
+    pooling = any(".attn.pool_" in name for name in state)
+    return _Outline(len(blocks), stem.shape[0], widths, pooling) if len(widths) == len(blocks) else None
 
 
 def other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
@@ -49,7 +52,7 @@ def other_encoder(model: nn.Module, state: Mapping[str, Tensor]) -> str | None:
     if own is None or theirs is None or own == theirs:
         return None
     differ = f"it has {theirs}, but the model has {own}"
-    if own[:2] == theirs[:2]:
+    if own[:2] == theirs[:2] and own.widths != theirs.widths:
         first = next(index for index, pair in enumerate(own.widths) if pair != theirs.widths[index])
         differ = f"both have {theirs}, but different widths from block {first} on"
     alike = {name: named.build for name, named in MODELS.items() if _outline_of_named(name) == theirs}

@@ -383,13 +383,13 @@ def _help(verb: str) -> tuple[str, str]:
 
 
 def _stated_verb(path: str) -> str:
-    """The verb in the line ``# Command`` of a config; empty without such a line."""
+    """The last verb with a config in the line ``# Command`` of a config; empty without such a line."""
     try:
         with open_file(locate_config(path)) as file:
             head = file.read(_LONGEST_HEADER)
     except (UserError, UnicodeDecodeError, OSError):  # reading the config reports it
         return ""
-    match = re.search(r"^# Command:.*?videomaskfeat ([a-z-]+) --config ", head, re.MULTILINE)
+    match = re.search(r"^# Command:.*videomaskfeat ([a-z-]+) --config ", head, re.MULTILINE)
     return match.group(1) if match and match.group(1) in VERBS else ""
 
 

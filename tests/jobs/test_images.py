@@ -107,10 +107,11 @@ def test_pictures_go_the_whole_way(network: str, shapes: Path, tmp_path: Path, v
 
     tops = []
     for listing in (shapes / "val", shapes / "val.csv"):
-        code, out, err = verb("evaluate", best, listing, "--out", tmp_path / "scored", "--workers", "0")
+        folder = tmp_path / f"scores of {listing.name}"
+        code, out, err = verb("evaluate", best, listing, "--out", folder, "--workers", "0")
         assert code == 0, err
         assert out.startswith("12 of 12 videos scored (1 x 1 views)")
-        tops.append(simplejson.loads((tmp_path / "scored/result.json").read_text())["top1"])
+        tops.append(simplejson.loads((folder / "result.json").read_text())["top1"])
     assert tops[0] == tops[1]
 
     picture = shapes / "val/star/000058.png"

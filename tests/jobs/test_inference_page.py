@@ -36,7 +36,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_commands_and_python_run_as_written(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert len(commands) == 10
+    assert len(commands) == 12
     for command in commands:
         program, *arguments = shlex.split(command)
         # One process less for each command: workers are tested elsewhere.

@@ -83,7 +83,7 @@ def write_tables(rows: list[Row]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for row in rows:
-            cells = [NAMES.get(row["target"], row["target"])]
+            cells = [str(NAMES.get(row["target"], row["target"]))]
             for probe in PROBES:
                 values = row["factors"][factor]
                 before, after = (statistics.fmean(values[key]) for key in (f"{probe}_untrained", probe))

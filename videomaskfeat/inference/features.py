@@ -287,9 +287,9 @@ def read_meta(folder: Path, kind: str = "features") -> dict[str, Any] | None:
     try:
         if meta["format"] != _FORMAT or not isinstance(meta["settings"], dict) or "finished" not in meta:
             raise ValueError("of another version")
-        found = meta.get("kind", "features")  # earlier versions wrote features only, without their kind
-        if found != kind:
-            raise ValueError(f"these are {found}, not {kind}")
+        written = meta.get("kind", "features")  # earlier versions wrote features only, without their kind
+        if written != kind:
+            raise ValueError(f"these are {written}, not {kind}")
         if (
             meta["finished"]
             and kind == "features"

@@ -48,7 +48,7 @@ def test_class_folders_become_three_lists(folders: Path, tmp_path: Path) -> None
 def test_lists_are_not_replaced_in_silence(folders: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "lists")
     make_lists(str(folders), out, check=False)
-    with pytest.raises(UserError, match="set overwrite=true"):
+    with pytest.raises(UserError, match="add --overwrite to replace"):
         make_lists(str(folders), out, check=False)
     make_lists(str(folders), out, check=False, test=0, overwrite=True)
     assert not (tmp_path / "lists/test.csv").exists()

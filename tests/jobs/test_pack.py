@@ -126,7 +126,7 @@ def test_complete_shards_are_kept_and_stale_ones_are_written_again(folder: Path)
     (folder / "in/f.mp4").touch()
     again = pack(str(folder / "in/train.csv"), str(folder / "out"), shard_mb=1e-6)
     assert (again.shards, again.reused) == (5, 3)
-    with pytest.raises(UserError, match=r"index\.json exists; set overwrite=true to replace it"):
+    with pytest.raises(UserError, match=r"index\.json exists: .*add --overwrite to replace it"):
         _pack(folder)
     _pack(folder, overwrite=True)
     assert len(list(index.parent.glob("*.tar"))) == 2

@@ -218,3 +218,29 @@ def test_command_continues_after_a_kill(tmp_path: Path) -> None:
     assert prepared.earlier == len(finished)
     assert sorted(path.name for path in (out / "videos").iterdir()) == [f"{n}.mp4" for n in range(6)]
     assert all(_numbers(path) == list(range(24)) for path in (out / "videos").iterdir())
+
+
+@pytest.mark.parametrize("name", ["list.csv", "failures.txt"])
+def test_files_of_something_else_are_not_replaced(tmp_path: Path, name: str) -> None:
+    write_video(tmp_path / "a.mp4", frames=2)
+    (tmp_path / "lists").mkdir()
+    source = tmp_path / "lists/list.csv"
+    source.write_text(f"{tmp_path}/a.mp4 3\n")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text("mine")
+    with pytest.raises(UserError, match=rf"{name} exists, and is not of prepare-videos"):
+        prepare_videos(str(source), str(out), encoding=HALF)
+    assert [path.read_text() for path in out.iterdir()] == ["mine"]
+
+
+def test_list_is_not_replaced_by_the_new_one(tmp_path: Path) -> None:
+    write_video(tmp_path / "a.mp4", frames=2)
+    source = tmp_path / "list.csv"
+    source.write_text(f"{tmp_path}/a.mp4 3\n")
+    prepared = prepare_videos(str(source), str(tmp_path / "out"), encoding=HALF)
+    for path in (str(source), prepared.path):
+        before = Path(path).read_text()
+        with pytest.raises(UserError, match="choose another folder"):
+            prepare_videos(path, os.path.dirname(path), encoding=HALF)
+        assert Path(path).read_text() == before

@@ -103,11 +103,11 @@ class WindowFolder:
     def finish(self, failures: Mapping[int, str]) -> tuple[int, int]:
         """Write index.csv and failures.csv from the files in the folder.
 
-        Returns:
-            The number of windows of all videos, and D.
-
         Args:
             failures: row and cause of each unreadable video.
+
+        Returns:
+            The number of windows of all videos, and D.
 
         Raises:
             UserError: no video could be read.

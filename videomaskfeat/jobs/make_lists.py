@@ -17,7 +17,7 @@ from videomaskfeat.data.records import Record
 from videomaskfeat.data.split import split_groups
 from videomaskfeat.errors import UserError, counted, nearest
 from videomaskfeat.inference.lists import read_class_names
-from videomaskfeat.io import make_folder, whole_file
+from videomaskfeat.io import check_outputs, make_folder, whole_file
 
 logger = logging.getLogger(__name__)
 SUBSETS = ("train", "val", "test")
@@ -119,12 +119,7 @@ def make_lists(
         raise UserError(
             f"validation={validation:g}, test={test:g}: shares must be at least 0, with a sum below 1"
         )
-    existing = [f"{part}.csv" for part in SUBSETS if os.path.lexists(os.path.join(out, f"{part}.csv"))]
-    if existing and not overwrite:
-        raise UserError(
-            f"{os.path.join(out, existing[0])} exists; set overwrite=true to replace the lists of this "
-            "folder, or give another folder"
-        )
+    check_outputs((os.path.join(out, f"{part}.csv") for part in SUBSETS), overwrite=overwrite)
     data = read_data_set(source, videos=videos, fold=fold)
     names, labels = _number_classes(data, class_names)
     rows, report = data.videos, None
@@ -143,8 +138,9 @@ def make_lists(
     subsets = {part: own for part, own in subsets.items() if own}
     make_folder(out)
     for part in SUBSETS:  # a list of an earlier command must not stay beside the new ones
-        if part not in subsets and part + ".csv" in existing:
-            os.remove(os.path.join(out, f"{part}.csv"))
+        path = os.path.join(out, f"{part}.csv")
+        if part not in subsets and os.path.lexists(path):
+            os.remove(path)
     for part, own in subsets.items():
         own_rows = [_record(video, labels, multi_label=data.multi_label) for video in own]
         write_list(os.path.join(out, f"{part}.csv"), own_rows)

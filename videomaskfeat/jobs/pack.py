@@ -77,9 +77,8 @@ def pack(
         RunFailed: a shard cannot be written, or a video changes meanwhile.
     """
     index = os.path.join(out, INDEX)
+    io.check_outputs([index], overwrite=overwrite)
     if os.path.lexists(index):
-        if not overwrite:
-            raise UserError(f"{index} exists; set overwrite=true to replace it, or choose another folder")
         os.remove(index)  # while shards change, there must be no index
     records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
     members, sizes, failures = _find_videos(records)

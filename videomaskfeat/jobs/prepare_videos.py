@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
@@ -91,8 +92,8 @@ def prepare_videos(
         progress: called with (videos done, total videos).
 
     Raises:
-        UserError: the list is wrong or has pictures, no video can be decoded, or the folder was written with
-            other options.
+        UserError: the list is wrong or has pictures, no video can be decoded, or the folder contains the
+            list, files of something else, or videos prepared with other options.
         RunFailed: a file cannot be written.
     """
     records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
@@ -102,8 +103,13 @@ def prepare_videos(
     for source, target in targets.items():
         if os.path.realpath(source) == os.path.realpath(os.path.join(out, target)):
             raise UserError(f"{out} contains the video {source} of the list; choose another folder")
-    io.make_folder(out)
+    name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
+    new_list, damaged, classes = (
+        os.path.join(out, one) for one in (f"{name}.csv", "failures.txt", "classes.txt")
+    )
     log = os.path.join(out, _LOG)
+    _check_folder(path, [new_list, damaged, classes], started=io.is_file(log))
+    io.make_folder(out)
     known = _read_log(log, encoding)
     if not known:
         with io.whole_file(log) as file:
@@ -135,17 +141,16 @@ def prepare_videos(
     if not videos:
         source, cause = next(iter(failures.items()))
         raise UserError(f"{path}: no video can be prepared; the first: {source}: {cause}")
-    new_list = os.path.join(out, os.path.splitext(os.path.basename(os.path.normpath(path)))[0] + ".csv")
     rows = [
         Record(os.path.join(out, targets[record.path]), record.label, record.labels)
         for record in records
         if record.path in videos
     ]
     write_list(new_list, rows)
-    with io.whole_file(os.path.join(out, "failures.txt"), errors="surrogateescape") as file:
+    with io.whole_file(damaged, errors="surrogateescape") as file:
         file.writelines(f"{source}: {cause}\n" for source, cause in failures.items())
     if records.class_names:
-        with io.whole_file(os.path.join(out, "classes.txt"), errors="surrogateescape") as file:
+        with io.whole_file(classes, errors="surrogateescape") as file:
             file.writelines(f"{name}\n" for name in records.class_names)
     return PreparedList(new_list, videos, failures, earlier)
 
@@ -171,6 +176,15 @@ def _name_targets(records: Records) -> dict[str, str]:
         taken.add(stem)
         targets[record.path] = f"{stem}.mp4"
     return targets
+
+
+def _check_folder(path: str, outputs: Sequence[str], *, started: bool) -> None:
+    """Refuse to replace the list itself, and files that are not of a started preparation."""
+    existing = [one for one in outputs if io.is_file(one)]
+    if any(os.path.realpath(one) == os.path.realpath(path) for one in existing):
+        raise UserError(f"{path}: the new list would replace this one; choose another folder")
+    if existing and not started:
+        raise UserError(f"{existing[0]} exists, and is not of prepare-videos; choose another folder")
 
 
 def _read_log(log: str, encoding: Encoding) -> dict[str, PreparedVideo]:

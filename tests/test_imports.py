@@ -27,6 +27,7 @@ SIDEWAYS = {
     ("interop", "recipe"),
     ("interop", "stored_recipe"),
     ("engine", "config"),
+    ("engine", "models"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),

@@ -21,6 +21,8 @@ from videomaskfeat.data.video import available_readers, open_video
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, available_cores
 from videomaskfeat.models import create_model
+from videomaskfeat.models.kernels.choice import current_kernels
+from videomaskfeat.models.kernels.measure import choose_kernels
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.provenance import describe_provenance
 
@@ -169,6 +171,11 @@ def _machine(folder: Path, advice: list[str], *, measure: bool) -> dict[str, str
         facts["load"] = f"{os.getloadavg()[0]:.1f} running processes, average of the last minute"
     threads = choose_threads(_nano_step()) if measure else torch.get_num_threads()
     facts["CPU threads"] = f"{threads}; {_wait_policy()}"
+    if measure:
+        facts["CPU kernels, bf16"] = str(choose_kernels(bf16=True))
+        facts["CPU kernels, fp32"] = str(choose_kernels())
+    else:
+        facts["CPU kernels"] = str(current_kernels())
     shared = Path("/dev/shm")
     if shared.is_dir():
         space = shutil.disk_usage(shared)

@@ -205,6 +205,12 @@ def flush_folder(folder: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def user_cache_folder() -> Path:
+    """The user's folder for files that can be made again: in XDG_CACHE_HOME, or ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache"), "videomaskfeat")
+
+
 def local_path(path: str | os.PathLike[str]) -> str:
     """The path of a local copy of ``path`` (``path`` itself if it is local)."""
     return _manager.get_local_path(os.fspath(path))

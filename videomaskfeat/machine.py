@@ -224,25 +224,48 @@ class _Sample:
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
 _LARGEST_KEPT = 2**30  # bytes
+_LARGEST_KEPT_BY_DEFAULT = 2**25  # bytes; M_TRIM_THRESHOLD's default is twice as much
 _LARGEST_INT = 2**31 - 1
+_NUMBERS = {"family": "cpu family", "model": "model", "stepping": "stepping"}  # in /proc/cpuinfo
 # Memory limits of the container's control group, version 2 and version 1.
 _GROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(keep: bool = True) -> bool:
     """Reuse the memory of freed tensors up to 1 GiB, instead of returning it to the system.
 
     By default, glibc returns freed blocks above 32 MiB and the free end of its heap. Each training step on
     the CPU then maps its largest tensors and clears their pages again. The peak memory is the same either
     way.
 
+    Args:
+        keep: False restores glibc's behavior.
+
     Returns:
         Whether the setting is active; False if the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    mallopt = ctypes.CDLL(None).mallopt
-    return bool(mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(mallopt(_TRIM_THRESHOLD, _LARGEST_INT))
+    library = ctypes.CDLL(None)
+    if not keep:
+        library.malloc_trim(0)  # blocks above the limit would still reuse what was kept
+    mallopt = library.mallopt
+    largest = _LARGEST_KEPT if keep else _LARGEST_KEPT_BY_DEFAULT
+    trim = _LARGEST_INT if keep else 2 * _LARGEST_KEPT_BY_DEFAULT
+    return bool(mallopt(_MMAP_THRESHOLD, largest)) and bool(mallopt(_TRIM_THRESHOLD, trim))
+
+
+def processor_name() -> str:
+    """Name of the processor with family, model and stepping, which its name may lack."""
+    found: dict[str, str] = {}
+    with suppress(OSError, UnicodeDecodeError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    if "model name" not in found:
+        return platform.processor() or platform.machine()
+    numbers = (f"{name} {found[key]}" for name, key in _NUMBERS.items() if key in found)
+    return ", ".join([found["model name"], *numbers])
 
 
 def machine_memory() -> int | None:

@@ -127,6 +127,12 @@ class RunConfig:
     device: str = key("auto", "device: auto | cpu | cuda", free=True)
     precision: str = key("auto", "precision of the network", choices=PRECISIONS)
     threads: int = key(0, "number of CPU threads per rank; 0: measured at the start", least=0, free=True)
+    kernels: str = key(
+        "auto",
+        "CPU kernels: auto (measured at the start) | default | products=onednn|mkl, gradients=onednn|mkl, "
+        "attention=blocked|fused, memory=kept|returned",
+        free=True,
+    )
     compile: bool = key(False, "torch.compile; on a CPU it needs a C++ compiler", free=True)
     activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)

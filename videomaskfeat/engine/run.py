@@ -8,7 +8,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ from videomaskfeat.engine.optim import (
     parameter_groups,
     sgd,
 )
-from videomaskfeat.engine.threads import with_threads
+from videomaskfeat.engine.threads import stored_run_section, with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.texts import read_yaml
@@ -233,6 +233,7 @@ class Run(ABC):
         best: weights with the highest score, if the job selects weights.
         load_report: report on the initial weights from ``model.weights``, if there are any.
         load_warning: warning to log with the report.
+        kernels: the CPU's kernels with the reason for them; empty on a GPU.
     """
 
     kind: ClassVar[str]
@@ -246,6 +247,7 @@ class Run(ABC):
     best: BestWeights | None = None
     load_report: Any = None
     load_warning: str = ""
+    kernels: str = ""
 
     def __init__(self, config: Any, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -259,10 +261,35 @@ class Run(ABC):
         """Set the model, which is on the CPU, and build optimizer, schedule and average."""
         optim = self.config.optim
         self.model = model
+        if self.device.type == "cpu":
+            self._choose_kernels()
         self.network = distributed.parallel(model, self.device)
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
+
+    def _choose_kernels(self) -> None:
+        """Set the CPU's kernels, and note them in the config, which is written into the run folder.
+
+        A resumed run keeps its kernels, since others round differently. Runs from before the key have the
+        default ones.
+        """
+        from videomaskfeat.models.kernels.choice import AUTO, DEFAULT, Kernels
+        from videomaskfeat.models.kernels.measure import Shapes, apply_kernels, choose_kernels
+
+        def choose() -> Any:
+            text, earlier = self.config.run.kernels, stored_run_section(self.config)
+            if earlier is not None and text != DEFAULT:
+                stored = str(Kernels()) if earlier.kernels == AUTO else earlier.kernels
+                text = stored if text == AUTO else f"{stored}, {text}"
+            return choose_kernels(text, bf16=self.bf16, shapes=Shapes.of(self.model))
+
+        choice = distributed.run_on_main(choose)
+        apply_kernels(choice.kernels)
+        self.kernels = str(choice)
+        run = replace(self.config.run, kernels=str(choice.kernels))
+        self.config = replace(self.config, run=run)
+        self.folder = RunFolder(self.path, self.config)
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:
@@ -508,6 +535,7 @@ class Run(ABC):
             f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
+            *([f"kernels   {self.kernels}"] if self.kernels else []),
             f"run       {run.folder}",
         ]
 

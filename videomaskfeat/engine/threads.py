@@ -144,7 +144,9 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]
     if device.type != "cpu":
         return config
     keep_freed_memory()
-    threads = config.run.threads or distributed.run_on_main(lambda: _stored(config))
+    threads = config.run.threads or distributed.run_on_main(
+        lambda: getattr(stored_run_section(config), "threads", 0)
+    )
     if threads:
         torch.set_num_threads(threads)
         cores = available_cores()
@@ -160,15 +162,15 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]
     return replace(config, run=replace(config.run, threads=threads))
 
 
-def _stored(config: Any) -> int:
-    """The number of threads of the run to resume; 0 if there is no such run."""
+def stored_run_section(config: Any) -> Any:
+    """Section ``run`` of the config of the run to resume; None if there is no such run."""
     folder = Path(config.run.folder)
     if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
-        return 0
+        return None
     try:
-        return int(load_config(type(config), str(folder / "config.yaml")).run.threads)
+        return load_config(type(config), str(folder / "config.yaml")).run
     except UserError:
-        return 0  # opening the run folder reports the mistake
+        return None  # opening the run folder reports the mistake
 
 
 def _measured(config: Any, build: Callable[[], Any]) -> int:

@@ -12,6 +12,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.inference.multiview import Machine, evaluation_mode
 from videomaskfeat.machine import keep_freed_memory
+from videomaskfeat.models.kernels.measure import Shapes, choose_kernels
 from videomaskfeat.recipe import ClipRecipe
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ def choose_inference_threads(
     *,
     network: Callable[[Tensor], object] | None = None,
 ) -> None:
-    """Set torch's number of CPU threads to the fastest one for a single clip; on a GPU do nothing.
+    """Set torch's number of CPU threads, and the kernels, to the fastest for a clip; on a GPU do nothing.
 
     Args:
         model: runs in evaluation mode; its modes are restored.
@@ -45,3 +46,6 @@ def choose_inference_threads(
         choice = choose_threads(work, workers=machine.workers)
     if choice.seconds and distributed.is_main():
         logger.info("threads   %s", choice)
+    kernels = choose_kernels(bf16=machine.bf16, shapes=Shapes.of(model))
+    if kernels.milliseconds and distributed.is_main():
+        logger.info("kernels   %s", kernels)

@@ -9,6 +9,8 @@ from fvcore.nn import FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
+from videomaskfeat.models.kernels.choice import Kernels, using_kernels
+
 
 def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """Multiply-adds of one forward pass, attention included (fvcore calls them flops)."""
@@ -25,7 +27,8 @@ def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
         count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
-        return float(count.total())
+        with using_kernels(Kernels()):  # the handles above are of these
+            return float(count.total())
     finally:
         model.train(was_training)
 

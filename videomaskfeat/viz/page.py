@@ -7,12 +7,10 @@ import functools
 import gzip
 import json
 import math
-import os
 import zlib
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -21,7 +19,7 @@ from markupsafe import Markup, escape
 from videomaskfeat import __version__
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import make_folder, open_file, whole_file
+from videomaskfeat.io import make_folder, open_file, user_cache_folder, whole_file
 from videomaskfeat.texts import printable, printable_name
 
 
@@ -115,8 +113,7 @@ def _chart_library() -> str:
     """
     import vl_convert
 
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    path = Path(cache, "videomaskfeat", f"vega-{version('vl-convert-python')}.js.gz")
+    path = user_cache_folder() / f"vega-{version('vl-convert-python')}.js.gz"
     try:
         with open_file(path, "rb") as file:
             content: bytes = file.read()

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
 
+from videomaskfeat.models.kernels.choice import current_kernels
 from videomaskfeat.models.kernels.dense import outer_sum, product
 
 _FEW_SCORES = 2**21  # per batch: 8 MiB in float32
@@ -60,8 +61,11 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
         return plain_attention(q, k, v)
     q, k, v = _in_autocast_type(q, k, v)
     with torch.autocast(kind, enabled=False):  # it would compute the softmax in float32
-        few = q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= _FEW_SCORES
-        return _attention_at_once(q, k, v) if few else _blocked_attention(q, k, v)
+        if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= _FEW_SCORES:
+            return _attention_at_once(q, k, v)
+        if current_kernels().attention == "fused":
+            return plain_attention(q, k, v)
+        return _blocked_attention(q, k, v)
 
 
 def attention_weights(

@@ -1,7 +1,8 @@
 """Fast linear layers on the CPU.
 
-On x86 CPUs, torch uses MKL for float32 products, which is slow on non-Intel processors. oneDNN, also part of
-torch, is twice as fast there and equal elsewhere.
+On x86 CPUs, torch uses MKL for float32 products, which is slow on some processors of other makers. oneDNN,
+also part of torch, is up to twice as fast there, but on others MKL is faster for gradients of weights. So
+`choice.py` holds the library of each.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_exporting
+
+from videomaskfeat.models.kernels.choice import current_kernels
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
@@ -42,7 +45,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False
         with torch.autocast("cpu", enabled=False):
             return _gelu_linear(x.to(dtype).reshape(-1, x.shape[-1]), weight, bias).view(shape)
     single = x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    if not _ONEDNN or not single:
+    kernels = current_kernels()
+    if not _ONEDNN or not single or kernels.products == kernels.gradients == "mkl":
         return plain_linear(x, weight, bias)
     return _linear(x.reshape(-1, x.shape[-1]), weight, bias).view(shape)
 
@@ -54,7 +58,11 @@ def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool =
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a [m, c], b [n, c] -> a b^T + bias [m, n]. For bfloat16, torch itself uses oneDNN."""
-    if _ONEDNN and a.dtype == torch.float32:
+    return _product(a, b, bias, library=current_kernels().products)
+
+
+def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, library: str) -> Tensor:
+    if _ONEDNN and library == "onednn" and a.dtype == torch.float32:
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
 
@@ -64,9 +72,10 @@ def outer_sum(a: Tensor, b: Tensor) -> Tensor:
 
     oneDNN copies its first factor to transpose it, so the narrower one goes first: twice as fast if tall.
     """
-    if a.dtype != torch.float32 or a.shape[1] <= b.shape[1]:
-        return product(a.t(), b.t())
-    return product(b.t(), a.t()).t()
+    library = current_kernels().gradients
+    if a.dtype != torch.float32 or library == "mkl" or a.shape[1] <= b.shape[1]:
+        return _product(a.t(), b.t(), library=library)
+    return _product(b.t(), a.t(), library=library).t()
 
 
 @torch.library.custom_op("videomaskfeat::linear", mutates_args=(), device_types="cpu")

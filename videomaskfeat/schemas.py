@@ -135,6 +135,13 @@ class RunConfig:
     )
     compile: bool = key(False, "torch.compile; on a CPU it needs a C++ compiler", free=True)
     activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
+    memory_gb: float | None = key(
+        None,
+        "memory for a step on each rank [10^9 bytes], by recomputing activations of as many blocks as "
+        "necessary; null: of no block",
+        above=0,
+        free=True,
+    )
     checkpoint_minutes: float = key(10.0, "minutes between two checkpoints", least=0, free=True)
     checkpoint_epochs: float = key(10.0, "epochs between two milestone checkpoints", least=0, free=True)
     loggers: list[str] = key(

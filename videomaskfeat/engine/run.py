@@ -35,7 +35,7 @@ from videomaskfeat.engine.optim import (
     parameter_groups,
     sgd,
 )
-from videomaskfeat.engine.threads import stored_run_section, with_threads
+from videomaskfeat.engine.threads import choose_run_kernels, with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
 from videomaskfeat.texts import read_yaml
@@ -234,6 +234,7 @@ class Run(ABC):
         load_report: report on the initial weights from ``model.weights``, if there are any.
         load_warning: warning to log with the report.
         kernels: the CPU's kernels with the reason for them; empty on a GPU.
+        memory_note: the estimated memory of a step; empty if it was not estimated.
     """
 
     kind: ClassVar[str]
@@ -248,6 +249,7 @@ class Run(ABC):
     load_report: Any = None
     load_warning: str = ""
     kernels: str = ""
+    memory_note: str = ""
 
     def __init__(self, config: Any, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -262,33 +264,43 @@ class Run(ABC):
         optim = self.config.optim
         self.model = model
         if self.device.type == "cpu":
-            self._choose_kernels()
+            choice = choose_run_kernels(self.config, model, bf16=self.bf16)
+            self.kernels = str(choice)
+            self._set_run_keys(kernels=str(choice.kernels))
         self.network = distributed.parallel(model, self.device)
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
         self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
 
-    def _choose_kernels(self) -> None:
-        """Set the CPU's kernels, and note them in the config, which is written into the run folder.
+    def fit_memory(self, encoder: nn.Module, example: Sequence[torch.Tensor]) -> None:
+        """Estimate the memory of a step, and recompute blocks of the encoder to fit ``run.memory_gb``.
 
-        A resumed run keeps its kernels, since others round differently. Runs from before the key have the
-        default ones.
+        Without the key, the estimate is made on a GPU only, and a step that does not fit is warned of. Clips
+        of a teacher, and other networks than the model, are not counted.
+
+        Args:
+            encoder: part of the model with ``blocks``.
+            example: arguments of the model for one sample.
+
+        Raises:
+            UserError: a step does not fit even if all blocks are recomputed.
         """
-        from videomaskfeat.models.kernels.choice import AUTO, DEFAULT, Kernels
-        from videomaskfeat.models.kernels.measure import Shapes, apply_kernels, choose_kernels
+        if not hasattr(encoder, "blocks"):
+            return
+        from videomaskfeat.engine.memory import plan_memory
 
-        def choose() -> Any:
-            text, earlier = self.config.run.kernels, stored_run_section(self.config)
-            if earlier is not None and text != DEFAULT:
-                stored = str(Kernels()) if earlier.kernels == AUTO else earlier.kernels
-                text = stored if text == AUTO else f"{stored}, {text}"
-            return choose_kernels(text, bf16=self.bf16, shapes=Shapes.of(self.model))
+        self.memory_note, recomputed = plan_memory(
+            self.config,
+            self.model,
+            list(encoder.blocks),
+            [x.to(self.device) for x in example],
+            bf16=self.bf16,
+        )
+        encoder.recomputed_blocks = frozenset(recomputed)  # type: ignore[assignment]
 
-        choice = distributed.run_on_main(choose)
-        apply_kernels(choice.kernels)
-        self.kernels = str(choice)
-        run = replace(self.config.run, kernels=str(choice.kernels))
-        self.config = replace(self.config, run=run)
+    def _set_run_keys(self, **keys: Any) -> None:
+        """Set keys that this run has chosen itself, so that the run folder has them."""
+        self.config = replace(self.config, run=replace(self.config.run, **keys))
         self.folder = RunFolder(self.path, self.config)
 
     @abstractmethod
@@ -536,6 +548,7 @@ class Run(ABC):
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
             *([f"kernels   {self.kernels}"] if self.kernels else []),
+            *([f"memory    {self.memory_note}"] if self.memory_note else []),
             f"run       {run.folder}",
         ]
 
@@ -559,9 +572,12 @@ def run_training(
         UserError: the config, the inputs, the weights or the run folder are wrong.
         RunFailed: the loss is not finite, or nothing can be saved.
     """
+    from videomaskfeat.engine.memory import explained_out_of_memory
+
     check_config(config)
     device = distributed.choose_device(config.run.device)
     with (
+        explained_out_of_memory(config, device),
         distributed.process_group(device, timeout_seconds=60 * config.run.rank_timeout_minutes),
         # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),

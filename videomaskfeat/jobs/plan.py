@@ -15,6 +15,7 @@ import torch
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.log import peak_memory_mb
+from videomaskfeat.engine.memory import explained_out_of_memory
 from videomaskfeat.engine.run import Run, check_config
 from videomaskfeat.engine.threads import LONGEST_ON_CPU, nano_command, step_once
 from videomaskfeat.errors import UserError, counted
@@ -139,6 +140,11 @@ def plan_training(config: Any, build: Callable[[Any, torch.device], Run]) -> Tra
     """
     check_config(config)
     device = distributed.choose_device(config.run.device)
+    with explained_out_of_memory(config, device):
+        return _plan_on(device, config, build)
+
+
+def _plan_on(device: torch.device, config: Any, build: Callable[[Any, torch.device], Run]) -> TrainingPlan:
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
     full = config.optim.batch_size // config.optim.accumulate

@@ -67,6 +67,7 @@ class PretrainRun(Run):
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
         self.set_model(self.method.student)
+        self.fit_memory(self.method.encoder, self.method.example)
         self.method.to(device)
         self.probe = self._build_probe() if has_probe(config.probe) else None
         self.evaluate_epochs = config.run.evaluate_epochs

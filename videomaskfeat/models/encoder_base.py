@@ -182,6 +182,7 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_blocks = checkpoint_blocks
+        self.recomputed_blocks: frozenset[int] = frozenset()  # indices, besides ``checkpoint_blocks``
         check_name("interpolation", interpolation, get_args(Interpolation))
         self.interpolation: Interpolation = interpolation
         self.final_norm = final_norm
@@ -404,8 +405,8 @@ class Encoder(nn.Module):
 
         ``at``: see :meth:`placed`; only blocks of a ViT accept a part of the grid.
         """
-        for block in self.blocks[:depth]:
-            tokens, grid = self._run_block(block, tokens, grid, at)
+        for index, block in enumerate(self.blocks[:depth]):
+            tokens, grid = self._run_block(index, block, tokens, grid, at)
         return tokens, grid
 
     def outputs_at(
@@ -414,15 +415,16 @@ class Encoder(nn.Module):
         """The results of :meth:`run_blocks` for each of several depths, in one pass."""
         outputs = {}
         for depth, block in enumerate(self.blocks[: max(depths)], start=1):
-            tokens, grid = self._run_block(block, tokens, grid, at)
+            tokens, grid = self._run_block(depth - 1, block, tokens, grid, at)
             outputs[depth] = (tokens, grid)
         return [outputs[depth] for depth in depths]
 
     def _run_block(
-        self, block: nn.Module, tokens: Tensor, grid: TokenGrid, at: Tensor | None
+        self, index: int, block: nn.Module, tokens: Tensor, grid: TokenGrid, at: Tensor | None
     ) -> tuple[Tensor, TokenGrid]:
         inputs = (tokens, grid) if at is None else (tokens, grid, at)
-        if self.checkpoint_blocks and self.training and torch.is_grad_enabled():
+        recompute = self.checkpoint_blocks or index in self.recomputed_blocks
+        if recompute and self.training and torch.is_grad_enabled():
             return checkpoint(block, *inputs, use_reentrant=False)
         return block(*inputs)
 

@@ -139,7 +139,7 @@ class HieraMAE(MaskedModel, Hiera):
         tokens = tokens.gather(1, index).flatten(1, 2)  # [B, V*u, D]
         fused = []
         for number, block in enumerate(self.blocks):
-            tokens, grid = self._run_block(block, tokens, grid, None)
+            tokens, grid = self._run_block(number, block, tokens, grid, None)
             if number in self.fused[:-1]:
                 fused.append(self._fuse(tokens, number))
         return sum(fused, tokens)

@@ -61,7 +61,8 @@ class Shapes:
             for layer in model.modules()
             if isinstance(layer, nn.Linear)
         )
-        widths = Counter(int(layer.head_width) for layer in model.modules() if hasattr(layer, "head_width"))
+        found = (getattr(layer, "head_width", None) for layer in model.modules())
+        widths = Counter(width for width in found if isinstance(width, int))
         in_width, out_width = max(
             sizes, key=lambda size: sizes[size] * size[0] * size[1], default=(cls.in_width, cls.out_width)
         )
@@ -75,7 +76,7 @@ class KernelChoice:
 
     Attributes:
         kernels: the kernels, which are set now.
-        milliseconds: measured CPU times per operation and kernel; empty for operations that were not measured.
+        milliseconds: measured CPU times per operation and kernel, of the measured operations only.
         reason: text such as ``measured: products onednn 19 ms, mkl 22 ms``.
     """
 
@@ -194,12 +195,12 @@ def _measure(bf16: bool, shapes: Shapes) -> dict[str, dict[str, float]]:
     width = shapes.head_width + 22  # of the relative positions of 8 x 7 x 7 keys
     sizes = [(1, _ROWS, _HEADS, width), (1, _KEYS, _HEADS, width), (1, _KEYS, _HEADS, shapes.head_width)]
     dtype = torch.bfloat16 if bf16 else torch.float32
-    heads = [(0.1 * torch.randn(size, generator=generator)).to(dtype).requires_grad_() for size in sizes]
+    q, k, v = ((0.1 * torch.randn(size, generator=generator)).to(dtype).requires_grad_() for size in sizes)
     upstream = torch.randn(1, _ROWS, _HEADS, shapes.head_width, generator=generator).to(dtype)
 
     def attend() -> None:
         with torch.enable_grad():
-            torch.autograd.grad(attention(*heads), heads, upstream)
+            torch.autograd.grad(attention(q, k, v), (q, k, v), upstream)
 
     def fill() -> None:
         torch.empty(_LARGE_BLOCK, dtype=torch.uint8).fill_(1)

@@ -26,9 +26,9 @@ CASES = {
     "MViTv2-L, HOG": ("maskfeat_mvitv2_l", 0.4),
     "ViT-L, MAE, 90 % hidden": ("mae_vit_l", 0.9),
 }
-# Bytes per weight of a step in bf16: read in float32 and written in bf16 before the forward pass (4 + 2), read
-# in bf16 by both passes (2 + 2), gradient written (4), and by AdamW weight, gradient and two moments read and
-# three written (16 + 12).
+# Bytes per weight of a step in bf16: read in float32 and written in bf16 before the forward pass (4 + 2),
+# read in bf16 by both passes (2 + 2), gradient written (4), and by AdamW weight, gradient and two moments
+# read and three written (16 + 12).
 BYTES_PER_WEIGHT = 4 + 2 + 2 + 2 + 4 + 16 + 12
 
 

@@ -129,8 +129,8 @@ class RunConfig:
     threads: int = key(0, "number of CPU threads per rank; 0: measured at the start", least=0, free=True)
     kernels: str = key(
         "auto",
-        "CPU kernels: auto (measured at the start) | default | products=onednn|mkl, gradients=onednn|mkl, "
-        "attention=blocked|fused, memory=kept|returned",
+        "kernels: auto (measured at the start) | default | products=onednn|mkl, gradients=onednn|mkl, "
+        "attention=blocked|fused, memory=kept|returned, gpu_attention=widened|flex|triton",
         free=True,
     )
     compile: bool = key(False, "torch.compile; on a CPU it needs a C++ compiler", free=True)

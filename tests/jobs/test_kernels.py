@@ -23,7 +23,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[st
     monkeypatch.setenv(VARIABLE, "auto")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(measure, "_measure", lambda bf16, shapes: times)
-    monkeypatch.setattr(measure, "_load", lambda key: None)
+    monkeypatch.setattr(measure, "_load", lambda key, operations: None)
     before = current_kernels()
     yield times
     measure.apply_kernels(before)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import simplejson
 import torch
@@ -233,7 +233,7 @@ class Run(ABC):
         best: weights with the highest score, if the job selects weights.
         load_report: report on the initial weights from ``model.weights``, if there are any.
         load_warning: warning to log with the report.
-        kernels: the CPU's kernels with the reason for them; empty on a GPU.
+        kernels: the kernels with the reason for them.
         memory_note: the estimated memory of a step; empty if it was not estimated.
     """
 
@@ -263,10 +263,9 @@ class Run(ABC):
         """Set the model, which is on the CPU, and build optimizer, schedule and average."""
         optim = self.config.optim
         self.model = model
-        if self.device.type == "cpu":
-            choice = choose_run_kernels(self.config, model, bf16=self.bf16)
-            self.kernels = str(choice)
-            self._set_run_keys(kernels=str(choice.kernels))
+        choice = choose_run_kernels(self.config, model, bf16=self.bf16, device=self.device)
+        self.kernels = str(choice)
+        self._set_run_keys(kernels=str(choice.kernels))
         self.network = distributed.parallel(model, self.device)
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
@@ -292,7 +291,7 @@ class Run(ABC):
         self.memory_note, recomputed = plan_memory(
             self.config,
             self.model,
-            list(encoder.blocks),
+            list(cast(nn.ModuleList, encoder.blocks)),
             [x.to(self.device) for x in example],
             bf16=self.bf16,
         )
@@ -547,7 +546,7 @@ class Run(ABC):
             f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
             f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
-            *([f"kernels   {self.kernels}"] if self.kernels else []),
+            f"kernels   {self.kernels}",
             *([f"memory    {self.memory_note}"] if self.memory_note else []),
             f"run       {run.folder}",
         ]

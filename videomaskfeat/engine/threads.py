@@ -174,8 +174,8 @@ def stored_run_section(config: Any) -> Any:
         return None  # opening the run folder reports the mistake
 
 
-def choose_run_kernels(config: Any, model: nn.Module, *, bf16: bool) -> Any:
-    """Set the CPU's kernels for a training; all ranks must call it and get the same ones.
+def choose_run_kernels(config: Any, model: nn.Module, *, bf16: bool, device: torch.device) -> Any:
+    """Set the kernels for a training; all ranks must call it and get the same ones.
 
     A resumed run keeps its kernels, since others round differently. Runs from before the key have the default
     ones.
@@ -184,6 +184,7 @@ def choose_run_kernels(config: Any, model: nn.Module, *, bf16: bool) -> Any:
         config: config of the training.
         model: the model, for its shapes.
         bf16: whether it runs in bfloat16.
+        device: device of the training.
 
     Returns:
         The :class:`~videomaskfeat.models.kernels.measure.KernelChoice`.
@@ -199,7 +200,7 @@ def choose_run_kernels(config: Any, model: nn.Module, *, bf16: bool) -> Any:
         if earlier is not None and text != DEFAULT:
             stored = str(Kernels()) if earlier.kernels == AUTO else earlier.kernels
             text = stored if text == AUTO else f"{stored}, {text}"
-        return choose_kernels(text, bf16=bf16, shapes=Shapes.of(model))
+        return choose_kernels(text, bf16=bf16, shapes=Shapes.of(model), device=device.type)
 
     choice = distributed.run_on_main(choose)
     apply_kernels(choice.kernels)

@@ -105,7 +105,7 @@ def test_default_kernels_win_unless_others_are_clearly_faster(measured: Callable
     assert choice.kernels == current_kernels() == Kernels(attention="fused")
     assert calls == [(False, TINY)]
     assert str(choice).startswith(
-        "products=onednn, gradients=onednn, attention=fused, memory=kept (measured: "
+        "products=onednn, gradients=onednn, attention=fused, memory=kept, gpu_attention=widened (measured: "
     )
     assert "attention blocked 10 ms, fused 9.4 ms" in str(choice)
 

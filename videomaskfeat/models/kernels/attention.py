@@ -22,6 +22,7 @@ from torch.compiler import is_exporting
 
 from videomaskfeat.models.kernels.choice import current_kernels
 from videomaskfeat.models.kernels.dense import outer_sum, product
+from videomaskfeat.models.kernels.gpu_attention import relative_attention
 
 _FEW_SCORES = 2**21  # per batch: 8 MiB in float32
 _SCORES_PER_BLOCK = 2**20  # 2 to 4 MiB: fits in the caches of two cores
@@ -55,6 +56,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
     kind = q.device.type
     if (kind != "cpu" and relative is None) or is_exporting():
         return plain_attention(q, k, v, relative)
+    if kind == "cuda" and relative is not None and relative.codes.shape[1]:
+        kernel = current_kernels().gpu_attention
+        if kernel != "widened":
+            first, q, k, v, codes = _in_autocast_type(relative.first, q, k, v, relative.codes)
+            with torch.autocast(kind, enabled=False):
+                return relative_attention(kernel, first, q, k, v, relative.offsets, codes)
     if relative is not None:
         q, k = _widen_queries(relative.first, q, relative.offsets), _widen_keys(k, relative)
     if kind != "cpu":

@@ -1,4 +1,4 @@
-"""Which of several kernels with equal results, up to rounding, the CPU uses; ``measure.py`` measures them.
+"""Which of several kernels with equal results, up to rounding, are used; ``measure.py`` measures them.
 
 A training writes its kernels into its run folder and takes them again when it is resumed, since another
 kernel rounds differently.
@@ -22,7 +22,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": ("blocked", "fused"),
     "memory": ("kept", "returned"),
 }
-"""The kernels of each operation; the first is the default."""
+"""The kernels of each operation of the CPU; the first is the default."""
+GPU_CHOICES: dict[str, tuple[str, ...]] = {"gpu_attention": ("widened", "flex", "triton")}
+"""The same for a GPU."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,15 @@ class Kernels:
             attention. Few scores are always computed at once.
         memory: ``kept``: freed memory is reused; ``returned``: large blocks go back to the system. Without
             effect on results.
+        gpu_attention: attention with relative positions on a GPU: ``widened``: queries and keys carry the
+            bias through torch's fused attention; ``flex``: FlexAttention; ``triton``: a kernel in Triton.
     """
 
     products: Literal["onednn", "mkl"] = "onednn"
     gradients: Literal["onednn", "mkl"] = "onednn"
     attention: Literal["blocked", "fused"] = "blocked"
     memory: Literal["kept", "returned"] = "kept"
+    gpu_attention: Literal["widened", "flex", "triton"] = "widened"
 
     def __str__(self) -> str:
         """The form that :func:`parse_kernels` reads, such as ``products=onednn, gradients=mkl``."""
@@ -97,7 +102,8 @@ def parse_kernels(text: str, *, name: str) -> dict[str, str]:
                 f"{name} {text!r}: must be {AUTO}, {DEFAULT}, or a kernel per operation, such as "
                 f"'{fields(Kernels)[0].name}=mkl, attention=fused'"
             )
-        check_name(f"{name}: operation", operation, tuple(CHOICES))
-        check_name(f"{name}: kernel of {operation}", kernel, CHOICES[operation])
+        known = {**CHOICES, **GPU_CHOICES}
+        check_name(f"{name}: operation", operation, known)
+        check_name(f"{name}: kernel of {operation}", kernel, known[operation])
         fixed[operation] = kernel
     return fixed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections import Counter
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import make_folder, user_cache_folder, whole_file
 from videomaskfeat.machine import keep_freed_memory, processor_name
-from videomaskfeat.models.kernels.attention import attention
+from videomaskfeat.models.kernels.attention import Relative, attention
 from videomaskfeat.models.kernels.choice import (
     CHOICES,
+    GPU_CHOICES,
     VARIABLE,
     Kernels,
     current_kernels,
@@ -31,6 +34,9 @@ from videomaskfeat.models.kernels.choice import (
 from videomaskfeat.models.kernels.dense import outer_sum, product
 from videomaskfeat.texts import read_json
 
+logger = logging.getLogger(__name__)
+
+_FAILED = 1e9  # milliseconds
 _FORMAT = 1  # of the stored files; raise it if what is measured changes
 _ROWS, _KEYS = 1568, 392  # tokens of 8x14x14, where MViTv2-S has 11 of 16 blocks, and keys of 8x7x7
 _HEADS = 4  # makes more scores than are computed at once
@@ -89,9 +95,14 @@ class KernelChoice:
 
 
 def choose_kernels(
-    text: str = "", *, name: str = "run.kernels", bf16: bool = False, shapes: Shapes | None = None
+    text: str = "",
+    *,
+    name: str = "run.kernels",
+    bf16: bool = False,
+    shapes: Shapes | None = None,
+    device: str = "cpu",
 ) -> KernelChoice:
-    """Set the fastest kernels for this process's number of threads.
+    """Set the fastest kernels of a device; of the CPU, for this process's number of threads.
 
     Operations that neither ``text`` nor the environment variable fixes are measured, unless the user's cache
     folder has a measurement for the same processor, number of threads, torch, precision and shapes.
@@ -101,19 +112,22 @@ def choose_kernels(
         name: name of the key that ``text`` comes from, for messages.
         bf16: whether attention computes in bfloat16 and linear layers in torch's own products.
         shapes: sizes of the model; None: those of MViTv2-S.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
         UserError: an operation or a kernel is unknown.
     """
     fixed = parse_kernels(text, name=name) or parse_kernels(os.environ.get(VARIABLE, ""), name=VARIABLE)
-    open_operations = [operation for operation in CHOICES if operation not in fixed]
+    operations = _operations(device)
+    open_operations = [operation for operation in operations if operation not in fixed]
     kernels = replace(Kernels(), **fixed)  # type: ignore[arg-type]
     times: dict[str, dict[str, float]] = {}
     reason = "not measured"
     if open_operations:
-        key = _key(bf16, shapes or Shapes())
-        stored = _load(key)
-        times = stored or _measure(bf16, shapes or Shapes())
+        key = _key(bf16, shapes or Shapes(), device)
+        stored = _load(key, operations)
+        measure = _measure if device == "cpu" else _measure_on_gpu
+        times = stored or measure(bf16, shapes or Shapes())
         if stored is None:
             _store(key, times)
         reason = "measured" if stored is None else "measured before"
@@ -135,18 +149,22 @@ def _shown(operation: str, times: Mapping[str, float]) -> str:
     return f"{operation} " + ", ".join(f"{kernel} {value:.3g} ms" for kernel, value in times.items())
 
 
+def _operations(device: str) -> dict[str, tuple[str, ...]]:
+    return CHOICES if device == "cpu" else GPU_CHOICES
+
+
 def _fastest(operation: str, times: Mapping[str, float]) -> str:
-    default, *others = CHOICES[operation]
+    default, *others = {**CHOICES, **GPU_CHOICES}[operation]
     best = min(others, key=lambda kernel: times[kernel])
     return best if times[best] < _WORTH * times[default] else default
 
 
-def _key(bf16: bool, shapes: Shapes) -> dict[str, Any]:
+def _key(bf16: bool, shapes: Shapes, device: str = "cpu") -> dict[str, Any]:
     """Everything that a measurement depends on."""
     return {
         "format": _FORMAT,
-        "processor": processor_name(),
-        "threads": torch.get_num_threads(),
+        "processor": processor_name() if device == "cpu" else torch.cuda.get_device_name(),
+        "threads": torch.get_num_threads() if device == "cpu" else 0,
         "torch": torch.__version__,
         "precision": "bf16" if bf16 else "fp32",
         **asdict(shapes),
@@ -158,20 +176,22 @@ def _path(key: Mapping[str, Any]) -> Path:
     return user_cache_folder() / "kernels" / f"{digest[:32]}.json"
 
 
-def _load(key: Mapping[str, Any]) -> dict[str, dict[str, float]] | None:
+def _load(
+    key: Mapping[str, Any], operations: Mapping[str, tuple[str, ...]] = CHOICES
+) -> dict[str, dict[str, float]] | None:
     """The stored times of a key; None if there are none, or if the file is damaged or of another key."""
     try:
         content = read_json(_path(key), what="kernel times")
         times = content["milliseconds"] if content["key"] == key else None
         if times is None or any(
             not isinstance(times[operation][kernel], float) or not times[operation][kernel] > 0
-            for operation, kernels in CHOICES.items()
+            for operation, kernels in operations.items()
             for kernel in kernels
         ):
             return None
     except (UserError, RunFailed, OSError, KeyError, TypeError, RuntimeError):
         return None
-    return {name: {kernel: times[name][kernel] for kernel in kernels} for name, kernels in CHOICES.items()}
+    return {name: {kernel: times[name][kernel] for kernel in kernels} for name, kernels in operations.items()}
 
 
 def _store(key: Mapping[str, Any], times: Mapping[str, Mapping[str, float]]) -> None:
@@ -245,4 +265,57 @@ def _times(operation: str, run: Callable[[], object], others: Kernels) -> dict[s
                 best[kernel] = min(best[kernel], 1e3 * seconds)
         if number and time.perf_counter() - started > _SECONDS:
             break
+    return best
+
+
+def _measure_on_gpu(bf16: bool, shapes: Shapes) -> dict[str, dict[str, float]]:
+    """Milliseconds of each form of attention on the GPU, forward and backward, on eight clips.
+
+    A form that fails, for example because triton is not installed, counts as infinitely slow.
+    """
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    batch, (t, h, w), step = 8, (8, 14, 14), 2
+    generator = torch.Generator("cuda").manual_seed(0)
+
+    def draw(*size: int) -> torch.Tensor:
+        x = 0.1 * torch.randn(size, generator=generator, device="cuda", dtype=torch.float32)
+        return x.to(dtype).requires_grad_()
+
+    width, lengths = shapes.head_width, (t, h // step, w // step)
+    rest, first = draw(batch, t, h, w, _HEADS, width), draw(batch, 1, _HEADS, width)
+    keys = 1 + lengths[0] * lengths[1] * lengths[2]
+    k, v = draw(batch, keys, _HEADS, width), draw(batch, keys, _HEADS, width)
+    offsets = [draw(queries, length, width) for queries, length in zip((t, h, w), lengths, strict=True)]
+    places = torch.cartesian_prod(*(torch.arange(length) for length in lengths)).unbind(1)
+    hot = [F.one_hot(place, length) for place, length in zip(places, lengths, strict=True)]
+    codes = F.pad(torch.cat(hot, dim=1), (0, 0, 1, 0)).to("cuda", dtype)
+    inputs = [rest, first, k, v, *offsets]
+
+    def attend() -> None:
+        with torch.enable_grad():
+            result = attention(rest, k, v, Relative(first, offsets, codes))
+            torch.autograd.grad(result, inputs, torch.ones_like(result))
+
+    times = {}
+    for kernel in GPU_CHOICES["gpu_attention"]:
+        with using_kernels(replace(Kernels(), gpu_attention=kernel)):  # type: ignore[arg-type]
+            try:
+                times[kernel] = _gpu_milliseconds(attend)
+            except Exception as error:  # compilers fail in many ways; the other forms remain
+                logger.info("attention %s does not run on this GPU: %s", kernel, str(error).splitlines()[:1])
+                times[kernel] = _FAILED
+    return {"gpu_attention": times}
+
+
+def _gpu_milliseconds(run: Callable[[], object]) -> float:
+    """The least of several runs after two others, which include compiling."""
+    best = float("inf")
+    for number in range(2 + _ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        torch.cuda.synchronize()
+        if number >= 2:
+            best = min(best, start.elapsed_time(end))
     return best

@@ -45,13 +45,22 @@ current reading, and the reading itself, which has at most `LONGEST` integers.""
 SHARED_MEMORY_REMEDY = "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers"
 
 
+# Connecting is refused or broken off, or the server ends before it returns the number of the new process.
+_SERVER_ENDED = (ConnectionError, EOFError)
+
+
 class ReadingLost(VideoReadError):
     """The reading of a record crashed or stopped two workers, and is not tried a third time."""
 
 
 def allocation_error(resource: str, error: Exception) -> RunFailed:
-    """The error if the system has no memory or no files left for workers."""
+    """The error if the system has no memory or no files left for workers, or its fork server has ended."""
     cause = " ".join(str(error).split())
+    if isinstance(error, _SERVER_ENDED):
+        return RunFailed(
+            f"cannot start {resource}: the process that forks the workers has ended ({cause}); if the system "
+            "killed it, this machine is probably out of memory: lower data.workers or the batch size"
+        )
     remedy = SHARED_MEMORY_REMEDY
     if os.strerror(errno.EMFILE) in cause:
         remedy = "raise `ulimit -n`, or lower data.workers"
@@ -390,9 +399,16 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
     def _start(self, number: int) -> _Worker:
         arguments = (self._make, self._lost.causes, *self._options)
+        build = functools.partial(
+            _Worker, number, arguments, arrived=self._arrived, pin_device=self._pin_device
+        )
         try:
-            return _Worker(number, arguments, arrived=self._arrived, pin_device=self._pin_device)
-        except OSError as error:  # queues and pipes need shared memory and open files
+            try:
+                return build()
+            except _SERVER_ENDED as error:
+                logger.warning("the process that forks the workers has ended (%s); starting it again", error)
+                return build()  # multiprocessing starts another server
+        except (OSError, EOFError) as error:  # queues and pipes need shared memory and open files
             raise allocation_error(f"worker process {number}", error) from error
 
 

@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
+from videomaskfeat.config_keys import check_config, config_text, current_values, flat, free_keys
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
@@ -121,6 +121,8 @@ class RunFolder:
         Raises:
             UserError: it is a config of another run or another job.
         """
+        from videomaskfeat.config import load_config  # a new run has no earlier config
+
         config_path = self.path / "config.yaml"
         try:
             earlier = load_config(type(self._config), str(config_path))

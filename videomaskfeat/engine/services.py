@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import simplejson
 
-from videomaskfeat.config import flat_values
+from videomaskfeat.config_keys import flat_values
 from videomaskfeat.engine.log import Record, StepLogger
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, whole_file

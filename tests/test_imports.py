@@ -16,7 +16,7 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_object", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
+    "errors", "io", "texts", "yaml_files", "processes", "grid", "mp4", "machine", "tensor_files", "values",
     "csv_columns", "ava", "boxes", "durations", "config", "config_keys", "provenance", "plugins",
 }  # fmt: skip
 ROOMS = {
@@ -64,8 +64,8 @@ ABOVE = {
     "schemas": {"config_keys"},
     "terminal": {"texts"},
     "environment": {"data", "engine", "models", "machine", "mp4", "provenance"},
-    "config": {"config_keys", "errors", "io", "texts"},
-    "config_keys": {"errors", "texts", "plugins"},
+    "config": {"config_keys", "errors", "io", "texts", "yaml_files"},
+    "config_keys": {"errors", "texts", "yaml_files", "plugins"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
@@ -81,6 +81,7 @@ ABOVE = {
     "machine": set(),
     "tensor_files": {"errors", "io", "texts"},
     "values": {"errors", "texts"},
+    "yaml_files": {"errors", "texts"},
 }
 
 

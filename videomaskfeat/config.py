@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from videomaskfeat.config_keys import check_config, current_name, current_word, keys_of, show_value
 from videomaskfeat.errors import UserError, nearest
 from videomaskfeat.io import exists
-from videomaskfeat.texts import parse_yaml, read_yaml, show_text
+from videomaskfeat.texts import show_text
+from videomaskfeat.yaml_files import parse_yaml, read_yaml
 
 T = TypeVar("T")
 _DEEPEST_KEY = 16  # maximum number of names in an override's key, ``section.key.name``

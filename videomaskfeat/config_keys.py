@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.plugins import is_plugin
-from videomaskfeat.texts import dump_yaml, show_text
+from videomaskfeat.texts import show_text
 
 T = TypeVar("T")
 SPELLINGS = {
@@ -195,6 +195,8 @@ def config_text(config: Any) -> str:
     try:
         return OmegaConf.to_yaml(tree)
     except UnicodeEncodeError:  # a file name whose bytes are not UTF-8
+        from videomaskfeat.yaml_files import dump_yaml
+
         return dump_yaml(OmegaConf.to_container(tree))
 
 

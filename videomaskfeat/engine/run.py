@@ -38,7 +38,6 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.texts import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -127,6 +126,8 @@ class RunFolder:
         try:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
+            from videomaskfeat.yaml_files import read_yaml
+
             sections = read_yaml(config_path, what="a config") or {}
             job = next((_JOBS[name] for name in _JOBS if name in sections), "")
             kind = f"of {job}" if job and _JOBS.keys() & sections - vars(self._config).keys() else ""

@@ -228,8 +228,8 @@ def _extras(advice: list[str]) -> dict[str, str]:
                 versions.append(f"{package} {importlib.metadata.version(package)}")
             except importlib.metadata.PackageNotFoundError:
                 missing.append(package)
-        found = f"not installed: {', '.join(missing)}" if missing else ", ".join(versions)
-        facts[extra] = f"{found}; for {feature}"
+        state = f"not installed: {', '.join(missing)}" if missing else ", ".join(versions)
+        facts[extra] = f"{state}; for {feature}"
         if missing:
             incomplete.append(extra)
     if incomplete:

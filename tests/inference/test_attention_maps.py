@@ -22,7 +22,7 @@ from videomaskfeat.inference.attention_maps import attention_maps, block_attenti
 from videomaskfeat.stored_recipe import ClassifyRecipe
 
 MVIT: dict[str, Any] = {"depth": 3, "width": 8, "widen_at": (1,), "q_pool_at": (1,), "clip_size": (4, 32, 32)}
-# Two blocks within units of 1x4x4 tokens, of which the second one pools, and one of all tokens.
+# Two blocks attend within units of 1x4x4 tokens, the third one to all tokens. The second one pools.
 HIERA: dict[str, Any] = {"stages": (1, 1, 1), "q_pool": 1, "width": 8, "unit_attention": (True, True, False)}
 HIERA |= {"mask_unit": (1, 4, 4), "clip_size": (4, 32, 32)}
 VIT: dict[str, Any] = {"depth": 3, "width": 24, "heads": 2, "clip_size": (4, 16, 16)}

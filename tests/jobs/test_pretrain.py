@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import simplejson
 import torch
@@ -379,6 +380,27 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         assert (
             "after 4000 steps try half of optim.learning_rate" in final_lines({**summary, "steps": 4000})[4]
         )
+
+
+@pytest.mark.parametrize(("latest", "memorizes"), [(0.9, True), (0.96, False)])
+def test_memorized_videos_are_distinguished_from_too_few_steps(latest: float, memorizes: bool) -> None:
+    """The training loss of the last tenth of the steps is far below the constant, or is not."""
+    summary = {
+        "heldout_clips": 4,
+        "heldout_constant": 1.0,
+        "heldout_untrained": 3.0,
+        "heldout_trained": 1.1,
+        "steps": 200,
+    }
+    loss = np.full(200, 0.5)
+    loss[-20:] = latest
+    heldout = np.full(200, np.nan)
+    heldout[[49, 99, 149]] = 1.2, 0.99, 1.05
+    metrics = {"step": np.arange(1, 201), "loss": loss, "evaluation/heldout_loss": heldout}
+    advice = final_lines(summary, metrics)[4]
+    assert ("the training loss 0.90000 is not, so the encoder memorizes its videos" in advice) == memorizes
+    assert ("(lowest held-out loss: 0.99000 at step 100)" in advice) == memorizes
+    assert ("train longer: 200 steps" in advice) != memorizes
 
 
 def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:

@@ -116,7 +116,7 @@ def mean_chance(actions: Sequence[ActionRow]) -> float:
 def mean_card(
     mean_ap: float, *, chance: float | None, interval: Sequence[float] | None, name: str = "mAP"
 ) -> dict[str, Any]:
-    """The card of a mAP, 0..1 or NaN: green if it is above chance, with the lower end of its 95 % interval."""
+    """The card of a mAP, 0..1 or NaN; green if the mAP and the lower end of its interval are above chance."""
     notes = (
         [] if chance is None else [f"chance level {100 * chance:.2f} %: the same detections in random order"]
     )

@@ -64,7 +64,7 @@ def test_advice_names_the_remedies() -> None:
 def test_too_few_steps_are_named_with_the_epochs_that_suffice() -> None:
     (few,) = _plan(usual_steps=1800).advice()
     # 300 epochs of the defaults are 1000 steps here.
-    assert few.startswith("1000 steps may be too few: small models needed at least 1800 ")
+    assert few.startswith("1000 steps may be too few: small models needed about 1800 ")
     assert few.endswith("; optim.epochs=540")
     assert not _plan(usual_steps=1000).advice()
 

@@ -20,13 +20,13 @@ from videomaskfeat import methods
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs.pretrain import final_lines
+from videomaskfeat.jobs.pretrain import PretrainRun, final_lines
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
-from .conftest import TINY
+from .conftest import TINY, Verb
 
 Pretrain = Callable[..., tuple[int, str]]
 
@@ -380,6 +380,31 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         assert (
             "after 4000 steps try half of optim.learning_rate" in final_lines({**summary, "steps": 4000})[4]
         )
+
+
+def test_config_for_small_sets_has_enough_steps_and_reports_the_constant(
+    sample: Path, tmp_path: Path, verb: Verb
+) -> None:
+    """28 of 40 videos are the training list of `make-lists`; here the run is cut to two steps."""
+    config = load_config(PretrainConfig, "configs/pretrain/small_cpu.yaml")
+    assert config.optim.epochs * (28 // config.optim.batch_size) >= PretrainRun.usual_steps
+    # Random crops of half the frame and more let the encoder memorize 28 videos.
+    assert config.clip.crop_area[0] < 0.5
+    few = (sample / "train.csv").read_text().splitlines(keepends=True)[:8]
+    (sample / "few.csv").write_text("".join(few))
+    data = [f"data.train={sample / 'few.csv'}", f"data.validation={sample / 'val.csv'}", "run.pictures=0"]
+    short = [
+        "optim.epochs=2",
+        "optim.warmup_epochs=0",
+        "run.evaluate_epochs=1",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    code, _, text = verb("pretrain", "--config", "configs/pretrain/small_cpu.yaml", *data, *short)
+    assert code == 0, text
+    assert re.search(r"  best constant prediction  0\.\d+\n", text)
+    assert "advice      worse than a constant: train longer: 2 steps" in text
+    metrics = rows(tmp_path / "run")
+    assert all(row["evaluation/heldout_constant"] > 0 for row in metrics)
 
 
 @pytest.mark.parametrize(("latest", "memorizes"), [(0.9, True), (0.96, False)])

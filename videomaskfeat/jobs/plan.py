@@ -89,8 +89,8 @@ class TrainingPlan:
         if self.steps < self.usual_steps and not config.model.weights:
             epochs = math.ceil(config.optim.epochs * self.usual_steps / self.steps)
             lines.append(
-                f"{counted(self.steps, 'step')} may be too few: small models needed at least "
-                f"{self.usual_steps} for a loss below the best constant prediction; optim.epochs={epochs}"
+                f"{counted(self.steps, 'step')} may be too few: small models needed about {self.usual_steps} "
+                f"for a loss clearly below the best constant prediction; optim.epochs={epochs}"
             )
         if self.waiting > _WAITING:
             lines.append(

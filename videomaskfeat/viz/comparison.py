@@ -331,7 +331,7 @@ def describe_chance(results: Sequence[TargetResults]) -> list[str]:
     names = {"probes": "linear_top1"}
     for name in _finetunings(results):
         names[f"fine-tuned, {name}" if name else "fine-tuned"] = join_names("finetuned_top1", name)
-    levels = []
+    chances = []
     for title, key in names.items():
         counts = [one.counts(key) for one in results]
         videos, classes = (
@@ -339,11 +339,11 @@ def describe_chance(results: Sequence[TargetResults]) -> list[str]:
             for values in zip(*counts, strict=True)
         )
         if classes:
-            levels.append(f"{title} {100 / classes:.1f} %" + (f" on {videos:.0f} videos" if videos else ""))
-    if not levels:
+            chances.append(f"{title} {100 / classes:.1f} %" + (f" on {videos:.0f} videos" if videos else ""))
+    if not chances:
         return []
     return [
-        f"Chance: {'; '.join(levels)}. In square brackets: 95 % interval of the mean for the choice of the "
+        f"Chance: {'; '.join(chances)}. In square brackets: 95 % interval of the mean for the choice of the "
         "videos."
     ]
 

@@ -16,8 +16,7 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.engine import distributed
-from videomaskfeat.engine import distributed as rank_watch
+from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
@@ -35,11 +34,13 @@ def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
     return process.exitcode
 
 
-def exit_codes_of_ranks(count: int, function: Callable[..., None], *arguments: Any) -> list[int | None]:
+def exit_codes_of_ranks(
+    count: int, function: Callable[..., None], *arguments: Any, seconds: float = 120.0
+) -> list[int | None]:
     """Call a function in ``count`` processes that are ranks of one run, as torchrun would start them."""
     processes = _start_ranks(count, 60.0, function, *arguments)
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=seconds)
     hanging = [process for process in processes if process.exitcode is None]
     for process in hanging:
         process.kill()

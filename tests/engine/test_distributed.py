@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tests.engine.processes import end_of_survivor, exit_code, exit_codes_of_ranks
 from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
-from videomaskfeat.engine import distributed
+from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.engine.distributed import StopRequested, StopSignals, stop_if_requested
 from videomaskfeat.engine.loop import TrainingStopped
 from videomaskfeat.errors import RunFailed, UserError
@@ -143,10 +143,10 @@ def fall_silent_after_a_while(folder: Path) -> None:
 
     No collective call raises an error here, as with NCCL.
     """
-    distributed.BEAT_SECONDS, distributed._GRACE_SECONDS = 0.05, 1.0
+    rank_watch.BEAT_SECONDS, rank_watch._GRACE_SECONDS = 0.05, 1.0
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    own, other = (distributed.RankWatch(rank=rank, world_size=2, limit_seconds=1.0) for rank in range(2))
+    own, other = (rank_watch.RankWatch(rank=rank, world_size=2, limit_seconds=1.0) for rank in range(2))
     own.start()
     other.start()
     time.sleep(3.0)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
@@ -29,9 +30,15 @@ from videomaskfeat.io import (
 from videomaskfeat.tensor_files import DamagedFile, PickledCode, read_torch_file
 from videomaskfeat.texts import show_text
 
+if TYPE_CHECKING:
+    from videomaskfeat.engine.sharded_checkpoint import BackgroundSave
+
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d{8,})\.pt")
+Example = Callable[[tuple[Any, ...], torch.Size], Tensor | None]
+"""Keys from the root of a checkpoint to a tensor, and its whole shape -> a tensor of this run of that kind,
+whose part this rank needs; None: the whole tensor is needed."""
+_NAME = re.compile(r"step_(\d{8,})(?:\.pt)?")
 _DAMAGED = ".damaged"
 LENGTH_KEY = "optim.epochs"
 """Config key of the length of a run, which may grow."""
@@ -48,7 +55,10 @@ class DamagedCheckpointError(UserError):
 
 
 class CheckpointFolder:
-    """The checkpoints of one run: ``step_00001234.pt`` files in a local or mounted folder.
+    """The checkpoints of one run in a local or mounted folder.
+
+    A checkpoint is a file ``step_00001234.pt``, or a folder ``step_00001234`` if the run is sharded. Both
+    have the same content, and a run resumes from either; see `sharded_checkpoint`.
 
     Args:
         folder: created at the first save.
@@ -66,15 +76,18 @@ class CheckpointFolder:
         self.folder = Path(folder)
         self.keep_last = keep_last
         self.milestone_every = milestone_every
+        self._saving: BackgroundSave | None = None
+        self._group: dist.ProcessGroup | None = None
 
     def path(self, step: int) -> Path:
-        """The file of a step."""
-        return self.folder / f"step_{step:08d}.pt"
+        """The file of a step, or the folder of a sharded checkpoint."""
+        path = self.folder / f"step_{step:08d}"
+        return path if path.is_dir() else path.with_suffix(".pt")
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, ascending."""
         names = list_folder(self.folder) if is_folder(self.folder) else []
-        return sorted(int(match.group(1)) for match in map(_NAME.fullmatch, names) if match)
+        return sorted({int(match.group(1)) for match in map(_NAME.fullmatch, names) if match})
 
     def save(self, content: Mapping[str, Any], step: int) -> Path:
         """Write a checkpoint and remove those that need not be kept.
@@ -84,11 +97,8 @@ class CheckpointFolder:
         Raises:
             SaveFailed: the operating system refused to write; the temporary file is removed.
         """
-        path = self.path(step)
-        try:
-            make_folder(self.folder)
-        except UserError as error:  # the folder was usable when the run started
-            raise SaveFailed(f"{path}: the checkpoint could not be written: {error}") from error
+        path = self.folder / f"step_{step:08d}.pt"
+        self._make_folder(path)
         try:
             with whole_file(path, "wb") as file:
                 torch.save(dict(content), file)
@@ -96,62 +106,156 @@ class CheckpointFolder:
             cause = _system_error(error)
             if cause is None:
                 raise
-            raise SaveFailed(
-                f"{path}: the checkpoint could not be written: {cause.strerror or cause}; earlier checkpoints"
-                " are whole; free space and start the same command again to resume"
-            ) from error
+            raise _save_failed(path, cause) from error
+        if path.with_suffix("").is_dir():
+            self._remove(path.with_suffix(""))  # of the same step, from sharded ranks
         self._prune(step)
         return path
 
+    def save_sharded(self, content: Mapping[str, Any], step: int) -> Path:
+        """Begin to write a checkpoint with sharded tensors; all ranks must call it.
+
+        It returns when the tensors are copied, and :meth:`wait` when they are written. The checkpoint has its
+        name only when it is complete.
+
+        Raises:
+            SaveFailed: this one or the one before could not be written.
+        """
+        from videomaskfeat.engine.sharded_checkpoint import BackgroundSave
+
+        self.wait()
+        if self._group is None:
+            self._group = distributed.new_cpu_group()
+        path = self.folder / f"step_{step:08d}"
+
+        def finish() -> None:
+            self._remove(path.with_suffix(".pt"))  # of the same step, from one process
+            self._prune(step)
+
+        distributed.run_on_main(lambda: self._make_folder(path))
+        try:
+            self._saving = BackgroundSave(content, path, group=self._group, finish=finish)
+        except OSError as error:
+            raise _save_failed(path, error) from error
+        return path
+
+    def wait(self) -> None:
+        """Wait for the end of :meth:`save_sharded`; all ranks must call it.
+
+        Raises:
+            SaveFailed: the checkpoint could not be written.
+        """
+        saving, self._saving = self._saving, None
+        if saving is None:
+            return
+        try:
+            saving.wait()
+        except OSError as error:
+            raise _save_failed(saving.path, error) from error
+
+    def join(self) -> None:
+        """Let :meth:`save_sharded` end before an error ends the run; an error of it is not raised."""
+        if self._saving is not None:
+            self._saving.join()
+
     def load_newest(
-        self, accept: Callable[[dict[str, Any], str], None] | None = None
+        self,
+        accept: Callable[[dict[str, Any], str], None] | None = None,
+        example: Example | None = None,
     ) -> tuple[Path, dict[str, Any]] | None:
         """Path and content of the newest whole checkpoint; None if there is no checkpoint yet.
 
-        Removes left-over temporary files. Renames a damaged checkpoint to ``*.damaged``, logs a warning and
-        reads the one before it.
+        All ranks must call it, and get the same checkpoint. Removes left-over temporary files. Renames a
+        damaged checkpoint to ``*.damaged``, logs a warning and reads the one before it.
 
         Args:
             accept: receives content and path; raises DamagedCheckpointError if the run cannot resume from it.
+            example: see :func:`load_checkpoint`.
 
         Raises:
             UserError: all checkpoints are damaged.
         """
-        if not is_folder(self.folder):
-            return None
-        remove_temporary_files(self.folder)
+        steps = distributed.run_on_main(self._clean)
         damaged: list[DamagedCheckpointError] = []
-        for step in reversed(self.steps()):
+        for step in reversed(steps):
+            path, content = self.path(step), {}
+            error: Exception | None = None
             try:
-                content = _read_own(self.path(step))
+                content = _read_own(path, example)
                 if accept is not None:
-                    accept(content, str(self.path(step)))
-            except DamagedCheckpointError as error:
+                    accept(content, str(path))
+            except (UserError, RunFailed) as caught:  # raised on all ranks below
+                error = caught
+            error = distributed.first_error(error)
+            if isinstance(error, DamagedCheckpointError):
                 damaged.append(error)
                 continue
-            for bad in damaged:
-                logger.warning("%s; resuming from %s instead", bad, self.path(step))
-            for later in self.steps():
-                if later > step:
-                    self.path(later).rename(f"{self.path(later)}{_DAMAGED}")
+            if error is not None:
+                raise error
+            distributed.run_on_main(lambda step=step: self._set_aside(damaged, step))  # type: ignore[misc]
             return self.path(step), content
         if damaged:
-            others = ", ".join(self.path(step).name for step in reversed(self.steps()[:-1]))
+            others = ", ".join(self.path(step).name for step in reversed(steps[:-1]))
             raise UserError(
                 f"{damaged[0]}; no other checkpoint in {self.folder} is intact"
                 f"{f' ({others})' if others else ''}: start in another folder"
             )
         return None
 
+    def _clean(self) -> list[int]:
+        """Remove what killed writers left; returns the steps that have a checkpoint."""
+        if not is_folder(self.folder):
+            return []
+        if any(self.folder.glob(".step_*/")) or any(self.folder.glob(".step_*.old")):
+            from videomaskfeat.engine.sharded_checkpoint import recover
+
+            recover(self.folder)
+        remove_temporary_files(self.folder)
+        return self.steps()
+
+    def _set_aside(self, damaged: list[DamagedCheckpointError], step: int) -> None:
+        """Rename the checkpoints after a step, which are damaged."""
+        for bad in damaged:
+            logger.warning("%s; resuming from %s instead", bad, self.path(step))
+        for later in self.steps():
+            if later > step:
+                path = self.path(later)
+                path.rename(f"{path}{_DAMAGED}")
+
+    def _make_folder(self, path: Path) -> None:
+        try:
+            make_folder(self.folder)
+        except UserError as error:  # the folder was usable when the run started
+            raise SaveFailed(f"{path}: the checkpoint could not be written: {error}") from error
+
     def _prune(self, newest: int) -> None:
         older = [step for step in self.steps() if step <= newest]
         for step in older[: -self.keep_last]:
             if not (self.milestone_every and step % self.milestone_every == 0):
-                self.path(step).unlink()
+                self._remove(self.path(step))
+
+    def _remove(self, path: Path) -> None:
+        if path.is_dir():
+            from videomaskfeat.engine.sharded_checkpoint import remove_checkpoint
+
+            remove_checkpoint(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def _save_failed(path: Path, cause: OSError) -> SaveFailed:
+    return SaveFailed(
+        f"{path}: the checkpoint could not be written: {cause.strerror or cause}; earlier checkpoints"
+        " are whole; free space and start the same command again to resume"
+    )
+
+
+def load_checkpoint(path: str | os.PathLike[str], example: Example | None = None) -> dict[str, Any]:
     """Read a checkpoint to the CPU as plain data; verifies its check sums and runs no code in it.
+
+    Args:
+        path: file or folder of a checkpoint.
+        example: decides which parts of the tensors of a folder this rank reads; None: whole tensors.
 
     Raises:
         DamagedCheckpointError: the file is cut, altered, no checkpoint, or contains pickled code.
@@ -159,7 +263,12 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     text = os.fspath(path)
     try:
-        content = read_torch_file(text)
+        if is_folder(text):
+            from videomaskfeat.engine.sharded_checkpoint import read_sharded
+
+            content: Any = read_sharded(Path(text), example or (lambda path, shape: None))
+        else:
+            content = read_torch_file(text)
     except PickledCode as error:
         name = f" ({error.name})" if error.name else ""  # a changed byte may make another name of it
         raise DamagedCheckpointError(
@@ -175,11 +284,11 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     return content
 
 
-def _read_own(path: Path) -> dict[str, Any]:
-    """A checkpoint of the run's own folder, where anything but a regular file is damage."""
-    if not path.is_file():
+def _read_own(path: Path, example: Example | None) -> dict[str, Any]:
+    """A checkpoint of the run's own folder, where anything but a regular file or a folder is damage."""
+    if not (path.is_file() or (path.is_dir() and not path.suffix)):
         raise DamagedCheckpointError(f"{path}: the checkpoint is damaged (not a regular file)")
-    return load_checkpoint(path)
+    return load_checkpoint(path, example)
 
 
 def check_fingerprint(
@@ -358,6 +467,10 @@ class TrainState:
         try:
             saved = _upgrade(saved, where)
             self._check(saved, where)
+            if distributed.is_sharded(self.model):
+                from videomaskfeat.engine.sharding import shard_all
+
+                saved = shard_all(saved, self.example())
             for name, component in self.extra.items():
                 if name in saved:
                     component.load_state_dict(saved[name])
@@ -369,6 +482,30 @@ class TrainState:
         for name, component in self.components.items():
             if name not in self.extra:
                 component.load_state_dict(saved[name])
+
+    def example(self) -> Example:
+        """A function from keys and shape of a tensor in a checkpoint to this run's tensor of that kind.
+
+        A moment of the optimizer is of the kind of its parameter. The function returns None for others.
+        """
+        own = {
+            name: component.state_dict()
+            for name, component in self.components.items()
+            if not isinstance(component, RandomStates | torch.optim.Optimizer)
+        }
+        parameters = [one for group in self.optimizer.param_groups for one in group["params"]]
+        own["optimizer"] = {"state": {number: (one,) for number, one in enumerate(parameters)}}
+
+        def find(path: tuple[Any, ...], shape: torch.Size) -> Tensor | None:
+            value: Any = own
+            for key in path:
+                if isinstance(value, tuple):  # of a parameter: the key names a moment
+                    value = value[0]
+                else:
+                    value = value.get(key) if isinstance(value, Mapping) else None
+            return value if isinstance(value, Tensor) and value.shape == shape else None
+
+        return find
 
     def _check(self, saved: Mapping[str, Any], where: str) -> None:
         """Compare every component with what this run would save."""
@@ -510,7 +647,7 @@ def _check_tensor(name: str, value: Any, shape: torch.Size, dtype: torch.dtype) 
     _require(plain, f"{name} is sparse, quantized or without values")
     _require(value.dtype == dtype, f"{name} is {value.dtype}, not {dtype}")
     _require(value.shape == shape, f"{name} has the shape {list(value.shape)}, not {list(shape)}")
-    finite = not dtype.is_floating_point or bool(value.isfinite().all())
+    finite = not dtype.is_floating_point or bool(distributed.local(value).isfinite().all())
     _require(finite, f"{name} is not finite")
 
 

@@ -16,15 +16,14 @@ from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage
-from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState, load_checkpoint
+from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
-from videomaskfeat.engine.optim import clip_each_gradient, set_learning_rate, set_weight_decay
+from videomaskfeat.engine.optim import clip_gradients, set_learning_rate, set_weight_decay
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class Training(Generic[BatchT]):
         evaluate: called on all ranks in evaluation mode without gradients; its results are logged as
             ``evaluation/NAME``. It may call :func:`distributed.stop_if_requested`; a resumed run then
             evaluates first. Its random draws do not change the training.
+        name_of: name of a sample by its index, for messages.
         on_failures: called on all ranks with the failures of all ranks; may raise to end the run.
         before_step: called on all ranks when the gradients of a step are complete. A gradient that it sets to
             None leaves the weight and its optimizer state unchanged.
@@ -90,6 +90,7 @@ class Training(Generic[BatchT]):
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    name_of: Callable[[int], str] = str
     on_failures: Callable[[Sequence[Any]], None] | None = None
     before_step: Callable[[], None] | None = None
     after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None
@@ -161,7 +162,13 @@ def train(run: Training[BatchT]) -> TrainResult:
     if fingerprint is not None and run.on_resume is not None:
         run.on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
     with StopSignals() as stop, _open_log(run) as log:
-        return _train(run, stop, log)
+        try:
+            result = _train(run, stop, log)
+        except (UserError, RunFailed):
+            run.checkpoints.join()
+            raise
+        run.checkpoints.wait()
+        return result
 
 
 def count_steps(epochs: float, steps_per_epoch: int) -> int:
@@ -201,10 +208,16 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
         record, path = _evaluate_late(run, log)
         if progress.unevaluated is not None:
             return TrainResult("interrupted", progress, path, record)
-    with closing(_batches(run, stop)) as stream:
+    from videomaskfeat.engine.step_watch import StepWatch
+
+    watch = StepWatch(limit_seconds=options.step_seconds, name_of=run.name_of)
+    with closing(_batches(run, stop)) as stream, watch:
         while progress.step < run.total_steps:
+            watch.begin(progress.step + 1)
             step_batches = _fetch(run, stream)
+            watch.note_samples([batch.index for batch in step_batches.batches])
             if step_batches.error is not None or step_batches.stopped:
+                watch.end()
                 if step_batches.stopped or progress.step > saved_step:
                     path = _save(run, log)
                 if step_batches.error is not None:
@@ -213,6 +226,7 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
             minutes = (time.monotonic() - saved_at) / 60.0
             distributed.note_step(progress.step)
             record, failures, stopping, save_due = _optimizer_step(run, step_batches, stop, minutes)
+            watch.end()
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
                 record, stopping = _add_evaluation(run, record, stopping)
@@ -276,11 +290,7 @@ def _optimizer_step(
     if run.weight_decay is not None:
         set_weight_decay(state.optimizer, run.weight_decay(state.progress.step / run.total_steps))
     gradients = _accumulate(run, data.batches)
-    norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    if run.options.clip_norm is not None:
-        clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
-    if run.options.clip_norm_each is not None:
-        clip_each_gradient(run.parameters, run.options.clip_norm_each)
+    norm = clip_gradients(run.parameters, limit=run.options.clip_norm, limit_each=run.options.clip_norm_each)
 
     # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
     # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
@@ -393,19 +403,11 @@ def _is_multiple(step: int, every: int) -> bool:
 
 def _resume(run: Training[Any]) -> Mapping[str, Any] | None:
     """Load the newest checkpoint of the run folder on all ranks; returns its fingerprint, if there is one."""
-    newest: tuple[Path, dict[str, Any]] | None = None
-
-    def load_on_main() -> str | None:
-        nonlocal newest
-        newest = run.checkpoints.load_newest(run.state.load_state_dict)
-        return None if newest is None else str(newest[0])
-
-    path = distributed.run_on_main(load_on_main)
-    if path is None:
+    example = run.state.example() if distributed.is_sharded(run.model) else None
+    newest = run.checkpoints.load_newest(run.state.load_state_dict, example)
+    if newest is None:
         return None
-    content = newest[1] if newest is not None else load_checkpoint(path)
-    if newest is None:  # on the other ranks
-        run.state.load_state_dict(content, path)
+    path, content = newest
     progress = run.state.progress
     if progress.step >= run.total_steps:
         logger.info("already finished: step %d of %d (%s)", progress.step, run.total_steps, path)
@@ -418,10 +420,12 @@ def _resume(run: Training[Any]) -> Mapping[str, Any] | None:
 
 
 def _save(run: Training[Any], log: RunLog | None) -> Path:
-    """Write a checkpoint; all ranks must call it."""
+    """Write a checkpoint, of sharded ranks in the background; all ranks must call it."""
     if log is not None:
         log.flush()  # so that a resumed run has every line of metrics
     content = run.state.state_dict()
+    if distributed.is_sharded(run.model):
+        return run.checkpoints.save_sharded(content, run.state.progress.step)
     return distributed.run_on_main(lambda: run.checkpoints.save(content, run.state.progress.step))
 
 

@@ -20,9 +20,11 @@ from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
-# seconds to import, and every optimizer step and DistributedDataParallel needs it.
+# seconds to import, and every optimizer step and DistributedDataParallel needs it; so does sharding.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["videomaskfeat.engine.loop", "torch._dynamo"])
+_context.set_forkserver_preload(
+    ["videomaskfeat.engine.loop", "torch._dynamo", "videomaskfeat.engine.sharded_checkpoint"]
+)
 
 
 def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
@@ -91,6 +93,7 @@ def _as_rank(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count // 2 or 1),  # as on two machines, if there are several ranks
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -46,7 +46,7 @@ METHODS = {
 # Each rank has the same number of hidden cells, so the mean over ranks is the mean over cells.
 MASKED = [*PRETRAIN, *MODELS["mvit"], "mask.kind=cube_exact", "optim.epochs=1"]
 NO_CHANCE = ["mix.probability=0", "model.drop_path=0", "model.dropout=0"]
-VQ = ["model.name=vq", f"model.arguments={TOKENIZERS['vq']}", "optim.epochs=0.125"]
+VQ = ["model.name=vq", f"model.arguments={TOKENIZERS['vq']}", "optim.batch_size=32", "optim.epochs=0.5"]
 KINDS: dict[str, tuple[type, type[Run], list[str]]] = {
     "masked": (PretrainConfig, PretrainRun, MASKED),
     "ibot": (PretrainConfig, PretrainRun, [*METHODS["ibot"], "optim.epochs=0.5"]),

@@ -11,6 +11,7 @@ import os
 import pickle
 import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,8 @@ def read_sharded(
         DamagedFile: the folder is incomplete or altered.
         PickledCode: ``run.pt`` contains code.
     """
+    if not is_file(path / RUN_FILE):
+        raise DamagedFile(str(path), f"{RUN_FILE} is missing")
     plain = read_torch_file(str(path / RUN_FILE))
     metadata = _read_metadata(path)
     if not (isinstance(plain, dict) and plain.keys() == {"content", "sharded"}):
@@ -265,7 +268,9 @@ def read_sharded(
             raise DamagedFile(str(path), f"{key} is no tensor")
         tensors[key] = _empty(kind, example(where, kind.size))
     try:
-        dcp.load(tensors, storage_reader=_Reader(path, metadata), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of reading without the other ranks
+            dcp.load(tensors, storage_reader=_Reader(path, metadata), no_dist=True)
     except CheckpointException as error:
         raise DamagedFile(str(path), _cause(error)) from error
     for key, where in sharded.items():

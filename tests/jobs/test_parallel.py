@@ -11,16 +11,13 @@ from safetensors.torch import load_file
 from tests.engine.processes import exit_codes_of_ranks
 from tests.engine.toy import metrics
 from tests.jobs.test_finetune import TINY as TINY_FINETUNE
-from tests.jobs.test_tokenizer import ARGUMENTS as TOKENIZERS
-from tests.jobs.test_tokenizer import TINY as TINY_TOKENIZER
 from tests.methods.tiny import ARGUMENTS, COMMON, MODELS
 from videomaskfeat.config import load_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.run import Run, run_training
 from videomaskfeat.jobs.finetune import FinetuneRun
 from videomaskfeat.jobs.pretrain import PretrainRun
-from videomaskfeat.jobs.tokenizer import TokenizerRun
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig, TokenizerConfig
+from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
 
 # Two steps, an average of the weights, and no random draw that depends on the rank.
 SAME = [
@@ -46,7 +43,8 @@ METHODS = {
 # Each rank has the same number of hidden cells, so the mean over ranks is the mean over cells.
 MASKED = [*PRETRAIN, *MODELS["mvit"], "mask.kind=cube_exact", "optim.epochs=1"]
 NO_CHANCE = ["mix.probability=0", "model.drop_path=0", "model.dropout=0"]
-VQ = ["model.name=vq", f"model.arguments={TOKENIZERS['vq']}", "optim.batch_size=32", "optim.epochs=0.5"]
+# The batch normalization behind this bias cancels it. Its gradient is rounding alone, which AdamW scales up.
+CANCELED = {"byol": ("norm.bias",)}
 KINDS: dict[str, tuple[type, type[Run], list[str]]] = {
     "masked": (PretrainConfig, PretrainRun, MASKED),
     "ibot": (PretrainConfig, PretrainRun, [*METHODS["ibot"], "optim.epochs=0.5"]),
@@ -57,7 +55,6 @@ KINDS: dict[str, tuple[type, type[Run], list[str]]] = {
         FinetuneRun,
         [*TINY_FINETUNE, *SAME, AVERAGED, *NO_CHANCE, "optim.epochs=0.5"],
     ),
-    "vq": (TokenizerConfig, TokenizerRun, [*TINY_TOKENIZER, *SAME, *VQ]),
 }
 
 
@@ -81,22 +78,18 @@ def train_all(kinds: list[str], sample: Path, out: Path, parallels: list[str], *
             train(kind, sample, folder, f"run.parallel={parallel}", *overrides)
 
 
-def assert_same_weights(folder: Path, reference: Path, *, tolerance: float) -> None:
-    weights, expected = (load_file(one / "weights.safetensors") for one in (folder, reference))
-    assert weights.keys() == expected.keys()
-    for name, value in weights.items():
-        assert value.dtype == expected[name].dtype == torch.float32
-        size = float(expected[name].double().norm())
-        assert float((value.double() - expected[name].double()).norm()) <= tolerance * size + 1e-6, name
-
-
 def assert_same_results(folder: Path, reference: Path) -> None:
     """Sums in another order: every logged number and every weight equal to 1e-3 of its size."""
     rows, expected = metrics(folder), metrics(reference)
     assert len(rows) == len(expected) == 2
     for row, same in zip(rows, expected, strict=True):
         assert row == pytest.approx(same, rel=1e-3, abs=1e-6)
-    assert_same_weights(folder, reference, tolerance=1e-3)
+    weights, same_weights = (load_file(one / "weights.safetensors") for one in (folder, reference))
+    assert weights.keys() == same_weights.keys()
+    for name in weights.keys() - CANCELED.get(folder.name, ()):
+        value, other = weights[name], same_weights[name]
+        assert value.dtype == other.dtype == torch.float32
+        assert float((value - other).norm()) <= 1e-3 * float(other.norm()) + 1e-6, name
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,8 @@ def process_of_rank(launcher: int, rank: int) -> int:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # it ended meanwhile
             parent = int(path.read_text(errors="replace").rpartition(")")[2].split()[1])
-            if parent == launcher and f"RANK={rank}".encode() in (path.parent / "environ").read_bytes().split(
-                b"\0"
-            ):
+            variables = (path.parent / "environ").read_bytes().split(b"\0")
+            if parent == launcher and f"RANK={rank}".encode() in variables:
                 return int(path.parent.name)
     raise AssertionError(f"there is no rank {rank}")
 
@@ -70,7 +69,6 @@ def test_machine_that_never_joins_ends_the_other(sample: Path, tmp_path: Path) -
     """Without torchrun's own rendezvous: one of two ranks is started."""
     variables = {
         "RANK": "0",
-        "LOCAL_RANK": "0",
         "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": "0",

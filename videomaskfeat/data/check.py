@@ -17,7 +17,8 @@ from videomaskfeat import io
 from videomaskfeat.data.reader import VideoInfo, VideoReadError
 from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_in_workers, continue_reading
+from videomaskfeat.data.worker_pool import call_in_workers
+from videomaskfeat.data.workers import READ_SECONDS, continue_reading
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.texts import printable_name

@@ -18,7 +18,8 @@ from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.prepare import Encoding, PreparedVideo, prepare_video
 from videomaskfeat.data.reader import PICTURE_SUFFIXES, VideoReadError
 from videomaskfeat.data.records import Record, Records
-from videomaskfeat.data.workers import READ_SECONDS, call_in_workers
+from videomaskfeat.data.worker_pool import call_in_workers
+from videomaskfeat.data.workers import READ_SECONDS
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import json_rows

@@ -223,6 +223,26 @@ def test_wait_of_one_rank_that_ends_leaves_all_at_the_same_whole_step(tmp_path: 
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+class UnequalLoader(ToyLoader):
+    """As if the list of rank 1 had fewer rows."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return super().batches_per_epoch - 2 * distributed.rank()
+
+
+def train_unequally(folder: Path) -> None:
+    words = (
+        r"rank 1 has 5 steps per epoch \(15 in total\), and rank 0 has 6 \(18\): the list files, the config"
+    )
+    with pytest.raises(UserError, match=words):
+        train_toy(folder, loader=UnequalLoader(accumulate=2))
+
+
+def test_ranks_with_different_numbers_of_steps_are_refused(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, train_unequally, tmp_path) == [0, 0]
+
+
 def test_failed_save_ends_all_ranks(tmp_path: Path) -> None:
     assert exit_codes_of_ranks(2, fail_to_save, tmp_path) == [0, 0]
 

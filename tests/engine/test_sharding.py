@@ -135,12 +135,12 @@ def test_replaced_checkpoint_survives_a_kill(tmp_path: Path, killed_before: str)
     """The old checkpoint of a step is renamed before the new one has its name."""
     folder, old = tmp_path / "step_00000004", tmp_path / ".step_00000004.old"
     old.mkdir()
-    (old / "run.pt").write_text("old")
+    (old / "state.pt").write_text("old")
     if killed_before == "none":
         folder.mkdir()
-        (folder / "run.pt").write_text("new")
+        (folder / "state.pt").write_text("new")
     sharded_checkpoint.recover(tmp_path)
-    assert (folder / "run.pt").read_text() == ("old" if killed_before == "new" else "new")
+    assert (folder / "state.pt").read_text() == ("old" if killed_before == "new" else "new")
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000004"]
 
 
@@ -174,7 +174,7 @@ DAMAGE = {
     "a flipped bit": (lambda folder: flip(folder / "__1_0.distcp"), "the check sum of __1_0.distcp is wrong"),
     "a missing part": (lambda folder: (folder / "__0_0.distcp").unlink(), "__0_0.distcp is missing"),
     "no table": (lambda folder: (folder / ".metadata").unlink(), ".metadata is missing"),
-    "no run.pt": (lambda folder: (folder / "run.pt").unlink(), "run.pt is missing"),
+    "no state.pt": (lambda folder: (folder / "state.pt").unlink(), "state.pt is missing"),
     "code": (put_code, "it contains posix.mkdir"),
 }
 
@@ -210,9 +210,8 @@ def meet_damage_of_rank_1(folder: Path) -> None:
         if distributed.rank() == 1 and where.endswith("6"):
             raise DamagedCheckpointError(f"{where}: the checkpoint is damaged (on rank 1)")
 
-    found = checkpoints.load_newest(accept)
-    assert found is not None
-    assert found[0].name == "step_00000004"
+    path, _ = checkpoints.load_newest(accept) or pytest.fail("nothing found")
+    assert path.name == "step_00000004"
 
 
 def test_damage_that_one_rank_sees_counts_for_all(two_ranks: Path, tmp_path: Path) -> None:
@@ -263,8 +262,8 @@ def use_the_whole(folder: Path) -> None:
     assert all(isinstance(value, DTensor) for value in model.parameters())
     with torch.no_grad():
         torch.testing.assert_close(model(*inputs), expected, atol=0, rtol=0)
-    parts = sum(distributed.local(value).numel() for value in model.parameters())
-    assert parts < 0.6 * sum(value.numel() for value in state.values())
+    values_here = sum(distributed.local(value).numel() for value in model.parameters())
+    assert values_here < 0.6 * sum(value.numel() for value in state.values())
 
 
 def test_network_is_whole_inside_the_context_and_sharded_after_it(tmp_path: Path) -> None:

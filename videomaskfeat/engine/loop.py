@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage
-from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState
+from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import clip_gradients, set_learning_rate, set_weight_decay
+from videomaskfeat.engine.train_state import Progress, TrainState
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)
@@ -152,12 +153,14 @@ def train(run: Training[BatchT]) -> TrainResult:
     the loader ends the run after the last whole step has been saved.
 
     Raises:
-        UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
+        UserError: the run folder or checkpoint belongs to another config or model, or is damaged; or the
+            ranks have different numbers of steps.
         UserError, RunFailed: the loader raised it, on any rank.
         TrainingStopped: the loss or the gradient is not finite.
         SaveFailed: a checkpoint could not be written.
     """
     torch.manual_seed(run.options.seed + distributed.rank())
+    _check_equal_steps(run)
     fingerprint = _resume(run)
     if fingerprint is not None and run.on_resume is not None:
         run.on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
@@ -169,6 +172,21 @@ def train(run: Training[BatchT]) -> TrainResult:
             raise
         run.checkpoints.wait()
         return result
+
+
+def _check_equal_steps(run: Training[Any]) -> None:
+    """Refuse different numbers of steps, since the rank with more of them would wait for ever.
+
+    Loaders count batches of the whole list, so they differ only if the machines have different files.
+    """
+    counts = distributed.gather_objects((run.steps_per_epoch, run.total_steps))
+    for number, (per_epoch, total) in enumerate(counts):
+        if (per_epoch, total) != counts[0]:
+            raise UserError(
+                f"rank {number} has {per_epoch} steps per epoch ({total} in total), and rank 0 has "
+                f"{counts[0][0]} ({counts[0][1]}): the list files, the config or the version of its machine "
+                "differ; give all machines the same files"
+            )
 
 
 def count_steps(epochs: float, steps_per_epoch: int) -> int:

@@ -253,13 +253,13 @@ def clip_gradients(
         limit_each: maximum L2 norm of each gradient, after ``limit`` (DINO, iBOT); None: no limit.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    parts = [local(gradient) for gradient in gradients]
+    local_gradients = [local(gradient) for gradient in gradients]
     total = torch.linalg.vector_norm(torch.stack(gradient_norms(gradients)))
     if limit is not None:
-        torch._foreach_mul_(parts, (limit / (total + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_(local_gradients, (limit / (total + 1e-6)).clamp(max=1.0))
     if limit_each is not None:
         norms = gradient_norms(gradients)
-        torch._foreach_mul_(parts, [(limit_each / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+        torch._foreach_mul_(local_gradients, [(limit_each / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
     return total
 
 
@@ -286,10 +286,12 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
 
 
 def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
-    """Fused SGD with Nesterov momentum (0..1)."""
+    """SGD with Nesterov momentum (0..1); fused unless the parameters are sharded."""
     if not 0 <= momentum < 1:
         raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
+    # The fused step of torch 2.13 does not take sharded parameters.
+    fused = not any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)
 
 
 def lars(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:

@@ -277,7 +277,7 @@ class Run(ABC):
 
             mesh = build_mesh(self.config.run.parallel, self.device)
             for network in self._networks:
-                shard(network, mesh, bf16=self.bf16)
+                shard(network, mesh)
             self.network = model
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)

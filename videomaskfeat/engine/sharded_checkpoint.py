@@ -1,6 +1,6 @@
 """Checkpoints of sharded runs: folders that all ranks write together and any number of ranks reads.
 
-A folder has ``run.pt``, the checkpoint without its sharded tensors, and the sharded tensors as
+A folder has ``state.pt``, the checkpoint without its sharded tensors, and the sharded tensors as
 torch.distributed.checkpoint writes them: ``.metadata``, and a file ``__RANK_0.distcp`` of each rank. Each of
 these files has its SHA-256 beside it, since torch verifies no check sum of them.
 """
@@ -29,7 +29,7 @@ from videomaskfeat.engine.rank_watch import is_connection_error
 from videomaskfeat.io import file_sha256, flush_folder, is_file, make_folder, whole_file
 from videomaskfeat.tensor_files import DamagedFile, read_torch_file
 
-RUN_FILE = "run.pt"
+STATE_FILE = "state.pt"
 _SUM = ".sha256"
 _LARGEST_METADATA = 256 * 2**20  # bytes
 
@@ -74,8 +74,8 @@ def _sharded_tensors(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple
 def _without_shards(content: Any) -> Any:
     if not isinstance(content, Mapping):
         return content
-    kept = {key: value for key, value in content.items() if not isinstance(value, DTensor)}
-    return {key: _without_shards(value) for key, value in kept.items()}
+    whole = {key: value for key, value in content.items() if not isinstance(value, DTensor)}
+    return {key: _without_shards(value) for key, value in whole.items()}
 
 
 class BackgroundSave:
@@ -114,7 +114,7 @@ class BackgroundSave:
     def _begin(self, plain: dict[str, Any]) -> None:
         _remove_folder(self._temporary)
         make_folder(self._temporary)
-        with whole_file(self._temporary / RUN_FILE, "wb") as file:
+        with whole_file(self._temporary / STATE_FILE, "wb") as file:
             torch.save(plain, file)
 
     def _write(self) -> None:
@@ -246,20 +246,20 @@ def read_sharded(
 
     Raises:
         DamagedFile: the folder is incomplete or altered.
-        PickledCode: ``run.pt`` contains code.
+        PickledCode: ``state.pt`` contains code.
     """
-    if not is_file(path / RUN_FILE):
-        raise DamagedFile(str(path), f"{RUN_FILE} is missing")
-    plain = read_torch_file(str(path / RUN_FILE))
+    if not is_file(path / STATE_FILE):
+        raise DamagedFile(str(path), f"{STATE_FILE} is missing")
+    plain = read_torch_file(str(path / STATE_FILE))
     metadata = _read_metadata(path)
     if not (isinstance(plain, dict) and plain.keys() == {"content", "sharded"}):
-        raise DamagedFile(str(path / RUN_FILE), "it is no part of a sharded checkpoint")
+        raise DamagedFile(str(path / STATE_FILE), "it is no part of a sharded checkpoint")
     content, sharded = plain["content"], plain["sharded"]
     if not isinstance(content, dict) or not isinstance(sharded, dict):
-        raise DamagedFile(str(path / RUN_FILE), "it is no part of a sharded checkpoint")
+        raise DamagedFile(str(path / STATE_FILE), "it is no part of a sharded checkpoint")
     stored = metadata.state_dict_metadata
     if stored.keys() != sharded.keys():
-        raise DamagedFile(str(path), f"{RUN_FILE} and .metadata list different tensors")
+        raise DamagedFile(str(path), f"{STATE_FILE} and .metadata list different tensors")
     _check_files(path, metadata)
     tensors: dict[str, Tensor] = {}
     for key, where in sharded.items():
@@ -283,7 +283,7 @@ def _insert(content: dict[Any, Any], where: tuple[Any, ...], tensor: Tensor, pat
     for key in parents:
         content = content.get(key)  # type: ignore[assignment]
         if not isinstance(content, dict):
-            raise DamagedFile(str(path / RUN_FILE), f"{_key(where)} has no place in it")
+            raise DamagedFile(str(path / STATE_FILE), f"{_key(where)} has no place in it")
     content[name] = tensor
 
 

@@ -62,7 +62,7 @@ def build_mesh(kind: str, device: torch.device) -> DeviceMesh:
     return init_device_mesh(device.type, (ranks // here, here), mesh_dim_names=("replicate", SHARD))
 
 
-def shard(module: nn.Module, mesh: DeviceMesh, *, bf16: bool = False) -> None:
+def shard(module: nn.Module, mesh: DeviceMesh) -> None:
     """Divide the weights of a network over the ranks, in place; all ranks get those of rank 0.
 
     Blocks are gathered one by one for their forward and backward pass, everything else (embeddings, norms,
@@ -72,34 +72,30 @@ def shard(module: nn.Module, mesh: DeviceMesh, *, bf16: bool = False) -> None:
     Args:
         module: the network, on its device.
         mesh: from :func:`build_mesh`.
-        bf16: gather the blocks in bfloat16. Everything else stays in float32, and so do all sums of
-            gradients: heads and norms that leave autocast compute in float32.
     """
     for tensor in (*module.parameters(), *module.buffers()):
         dist.broadcast(tensor.detach(), src=0)
-    policy = MixedPrecisionPolicy()
-    if bf16:
-        policy = MixedPrecisionPolicy(
-            param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False
-        )
+    # Weights are gathered in float32, and autocast converts them as it does without sharding, since norms and
+    # pooling take no bfloat16 weights on a CPU. Gradients are summed in float32.
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
     # The warning is of in-place changes of an output that is a view; no network here makes any.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     for block in blocks_of(module):
         # Not the default, which keeps the weights of a block that is called without its network.
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-    fully_shard(module, mesh=mesh)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
 
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The elements of lists and sequences that consist of several modules, the inner ones first."""
-    found = [
+    blocks = [
         child
         for container in module.modules()
         if isinstance(container, _CONTAINERS)
         for child in container.children()
         if not isinstance(child, _CONTAINERS) and any(True for _ in child.children())
     ]
-    return list(dict.fromkeys(reversed(found)))
+    return list(dict.fromkeys(reversed(blocks)))
 
 
 @contextmanager
@@ -174,8 +170,8 @@ def shard_all(
         path: keys from the root of the checkpoint to the content.
     """
     if isinstance(content, Tensor):
-        found = example(path, content.shape)
-        return content if found is None else shard_like(content, found)
+        like = example(path, content.shape)
+        return content if like is None else shard_like(content, like)
     if isinstance(content, Mapping):
         return {key: shard_all(value, example, (*path, key)) for key, value in content.items()}
     return content

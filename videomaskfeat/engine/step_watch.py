@@ -103,7 +103,5 @@ class StepWatch:
     def _stack(self) -> str:
         """The innermost calls of the training, the last one first."""
         frame = sys._current_frames().get(self._watched)
-        calls = traceback.extract_stack(frame)[-_FRAMES:]
-        return " < ".join(
-            f"{call.name} ({Path(call.filename).name}:{call.lineno})" for call in reversed(calls)
-        )
+        frames = traceback.extract_stack(frame)[-_FRAMES:]
+        return " < ".join(f"{one.name} ({Path(one.filename).name}:{one.lineno})" for one in reversed(frames))

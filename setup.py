@@ -78,6 +78,7 @@ setup(
             "s3fs>=2024.2",
             "gcsfs>=2024.2",
         ],  # http(s)://, s3://, gs://
+        "launch": ["submitit>=1.5"],  # jobs of SLURM
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     license="Apache-2.0",

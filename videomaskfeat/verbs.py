@@ -93,6 +93,17 @@ class ReadingOptions(MachineOptions):
 
 
 @dataclass
+class RayOptions:
+    """cluster"""
+
+    ray: str = key(
+        "",
+        "address of a Ray cluster that does the work: host:6379, ray://host:10001, auto, or local (Ray on "
+        "this machine); empty: no cluster",
+    )
+
+
+@dataclass
 class ViewsOptions:
     """views"""
 
@@ -428,7 +439,7 @@ def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 @dataclass
-class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions, OutputOptions):
+class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions, OutputOptions, RayOptions):
     """files"""
 
     weights: str = key("", "weights of a fine-tuning run or of an import", positional=True)
@@ -474,6 +485,7 @@ def evaluate(options: EvaluateOptions) -> int:
             lists=_select_fields(ListChoice, options),
             neighbors=Neighbors(options.knn, options.k, options.temperature) if options.knn else None,
             machine=_select_fields(Machine, options),
+            ray=options.ray,
             submission=options.submission,
             overwrite=options.overwrite,
             progress=update,
@@ -562,7 +574,7 @@ def predict(options: PredictOptions) -> int:
 
 
 @dataclass
-class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
+class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions, RayOptions):
     """files"""
 
     weights: str = key("", "weights of any run, or of an import", positional=True)
@@ -948,7 +960,7 @@ def sample_data(options: SampleDataOptions) -> int:
 
 
 @dataclass
-class CheckDataOptions(ListOptions, OutputOptions):
+class CheckDataOptions(ListOptions, OutputOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -977,7 +989,7 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
-class PrepareVideosOptions(ListOptions):
+class PrepareVideosOptions(ListOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -1014,7 +1026,7 @@ def prepare_videos(options: PrepareVideosOptions) -> int:
 
 
 @dataclass
-class PackOptions(ListOptions):
+class PackOptions(ListOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from videomaskfeat.cli import CommandLine, main
-from videomaskfeat.config import keys_of
+from videomaskfeat.config_keys import keys_of
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop import load_slowfast

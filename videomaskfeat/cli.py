@@ -21,7 +21,8 @@ from dataclasses import field, make_dataclass
 from typing import Any, NoReturn
 
 from videomaskfeat import __version__
-from videomaskfeat.config import Key, Override, current_name, keys_of, load_config, locate_config
+from videomaskfeat.config import Override, load_config, locate_config
+from videomaskfeat.config_keys import Key, current_name, keys_of
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, nearest
 from videomaskfeat.io import open_file
 from videomaskfeat.machine import set_wait_policy, yielding_threads

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from videomaskfeat.config import key, section
+from videomaskfeat.config_keys import key, section
 
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")

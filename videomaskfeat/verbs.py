@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from videomaskfeat import import_object
-from videomaskfeat.config import key, section, shipped_configs
+from videomaskfeat.config import shipped_configs
+from videomaskfeat.config_keys import key, section
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, open_file, whole_file

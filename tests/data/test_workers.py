@@ -19,14 +19,14 @@ import pytest
 import torch
 
 from tests.data.clip_data import deadly_clips, equal, make_clips, write_videos
-from videomaskfeat.data import workers
+from videomaskfeat.data import worker_pool
 from videomaskfeat.data.batches import PretrainBatch, empty_clips
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, ViewLoader
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.views import EvaluationViews
-from videomaskfeat.data.workers import WorkerPool, call_in_workers
+from videomaskfeat.data.worker_pool import WorkerPool, call_in_workers
 from videomaskfeat.errors import RunFailed
 
 
@@ -189,7 +189,7 @@ def test_worker_that_cannot_start_is_named_in_one_line(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(workers, "_Worker", refuse)
+    monkeypatch.setattr(worker_pool, "_Worker", refuse)
     with pytest.raises(RunFailed, match=rf"^cannot allocate worker process 0: .* {remedy}"):
         WorkerPool(abs, iter([1]), path_of=str, workers=1)
 

@@ -15,7 +15,8 @@ from tests.engine.processes import exit_code
 from tests.jobs.conftest import TINY
 from tests.jobs.test_finetune import TINY as TINY_FINETUNE
 from videomaskfeat.cli import main
-from videomaskfeat.config import config_text, load_config
+from videomaskfeat.config import load_config
+from videomaskfeat.config_keys import config_text
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, _Clock, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS

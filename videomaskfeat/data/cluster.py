@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from videomaskfeat import __version__
 from videomaskfeat.data.reader import VideoReadError
-from videomaskfeat.data.workers import READ_SECONDS, TaskError, call_in_workers
+from videomaskfeat.data.worker_pool import call_in_workers
+from videomaskfeat.data.workers import READ_SECONDS, TaskError
 from videomaskfeat.errors import RunFailed, UserError
 
 ResultT = TypeVar("ResultT")
@@ -52,7 +53,7 @@ def distribute_calls(
         function: picklable; its first argument is the path of the file.
         calls: arguments of each call.
         ray: address of a Ray cluster; empty: worker processes of this machine.
-        workers, ahead, read_seconds: see :class:`~videomaskfeat.data.workers.WorkerPool`; on a cluster, each
+        workers, ahead, read_seconds: see :class:`~videomaskfeat.data.worker_pool.WorkerPool`; on a cluster, each
             task has one worker process, and ``workers`` has no effect.
 
     Yields:

@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
+from videomaskfeat.config_keys import check_config, config_text, current_values, flat, free_keys
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
@@ -38,7 +38,6 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.texts import read_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +120,14 @@ class RunFolder:
         Raises:
             UserError: it is a config of another run or another job.
         """
+        from videomaskfeat.config import load_config  # a new run has no earlier config
+
         config_path = self.path / "config.yaml"
         try:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
+            from videomaskfeat.yaml_files import read_yaml
+
             sections = read_yaml(config_path, what="a config") or {}
             job = next((_JOBS[name] for name in _JOBS if name in sections), "")
             kind = f"of {job}" if job and _JOBS.keys() & sections - vars(self._config).keys() else ""

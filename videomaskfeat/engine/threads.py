@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from videomaskfeat.config import load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder
@@ -165,6 +164,8 @@ def _stored(config: Any) -> int:
     folder = Path(config.run.folder)
     if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
         return 0
+    from videomaskfeat.config import load_config
+
     try:
         return int(load_config(type(config), str(folder / "config.yaml")).run.threads)
     except UserError:

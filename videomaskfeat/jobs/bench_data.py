@@ -18,7 +18,7 @@ from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import copy_shared_clips
 from videomaskfeat.data.memory import VideoMemory, decode_videos
 from videomaskfeat.data.stages import STAGES, MeasuredBatch, StageMeasurement
-from videomaskfeat.data.workers import WorkerPool
+from videomaskfeat.data.worker_pool import WorkerPool
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.run import Run, check_config

@@ -11,9 +11,10 @@ from videomaskfeat import __version__
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder
-from videomaskfeat.texts import dump_yaml, printable_name, read_json, read_yaml
+from videomaskfeat.texts import printable_name, read_json
 from videomaskfeat.viz.evaluation import confidence_interval
 from videomaskfeat.viz.page import finite_number
+from videomaskfeat.yaml_files import dump_yaml, read_yaml
 
 _RECIPE = ("clip", "augment", "mix", "mask", "target", "method", "model", "optim")
 _LISTS = {

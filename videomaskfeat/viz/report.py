@@ -17,10 +17,11 @@ import numpy as np
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, list_folder, open_file, whole_file
 from videomaskfeat.targets.target import margin
-from videomaskfeat.texts import json_rows, parse_json, parse_yaml
+from videomaskfeat.texts import json_rows, parse_json
 from videomaskfeat.viz.charts import Curve, confusion_section, format_number, line_chart
 from videomaskfeat.viz.evaluation import accuracy_cards, interval_text
 from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
+from videomaskfeat.yaml_files import parse_yaml
 
 MEDIA_BYTES = 32 * 2**20
 """Maximum size of all pictures and films on a page; further ones are left out and counted."""

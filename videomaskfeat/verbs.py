@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from videomaskfeat import import_object
 from videomaskfeat.config import shipped_configs
 from videomaskfeat.config_keys import key, section
-from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, open_file, whole_file
 from videomaskfeat.processes import started_by_verbs
@@ -322,11 +322,17 @@ def bench_data(
     videomaskfeat bench-data --config ... --clips 256 --out data.json data.train=s3://bucket/shards/index.json
     """
     from videomaskfeat.jobs.bench_data import bench_data
+    from videomaskfeat.jobs.plan import plan_training
+
+    def measure_step() -> tuple[int, float]:
+        plan = plan_training(config, _run_class(config))
+        return plan.clips, plan.computing_seconds
 
     bench = config.bench
     result = bench_data(
         config,
         _run_class(config),
+        measure_step,
         clips=bench.clips,
         seconds=bench.seconds,
         json_path=bench.out,
@@ -376,13 +382,8 @@ def launch(options: LaunchOptions) -> int:
       videomaskfeat launch --nodes 2 --gpus-per-node 8 --slurm qos=high -- evaluate best.safetensors val.csv
       videomaskfeat launch --cluster local --gpus-per-node 0 --processes-per-node 2 -- pretrain --config ...
     """
-    from videomaskfeat.cli import CommandLine
     from videomaskfeat.jobs.launch import launch
 
-    verb, *arguments = options.command
-    check_name("the verb after --", verb, LAUNCHED)
-    if CommandLine(verb).read(arguments) is None:  # a mistake is reported here, not in the log of a job
-        raise UserError("--keys lists the keys of a verb; use it without launch")
     print(printable(launch(**vars(options)).text()))
     return DONE
 

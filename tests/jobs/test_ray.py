@@ -1,4 +1,4 @@
-"""``--ray``: offline jobs on a cluster of two nodes give the files of one process; refusals of the address."""
+"""``--ray``: offline jobs on a cluster of two nodes give the files of one process; bad addresses."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def address() -> Iterator[str]:
 
 
 def size_of(path: str, factor: int = 1) -> int:
-    """Size of a file, of which some harm the process that reads them."""
+    """Size of a file; some files harm the process that reads them."""
     name = os.path.basename(path)
     if name == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -253,8 +253,8 @@ def test_addresses_that_do_not_answer_are_refused_in_one_line(
     code, _, err = verb("check-data", videos, "--ray", f"127.0.0.1:{port}")
     assert code == 2
     assert err == (
-        f"videomaskfeat check-data: no Ray cluster answers at 127.0.0.1:{port} (Connection refused); give the "
-        "address of its head node, such as host:6379, or local for this machine\n"
+        f"videomaskfeat check-data: no Ray cluster answers at 127.0.0.1:{port} (Connection refused); give "
+        "the address of its head node, such as host:6379, or local for this machine\n"
     )
     code, _, err = verb("check-data", videos, "--ray", "http://head:1")
     assert (code, err.count("\n")) == (2, 1)

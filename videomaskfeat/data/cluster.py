@@ -53,8 +53,8 @@ def distribute_calls(
         function: picklable; its first argument is the path of the file.
         calls: arguments of each call.
         ray: address of a Ray cluster; empty: worker processes of this machine.
-        workers, ahead, read_seconds: see :class:`~videomaskfeat.data.worker_pool.WorkerPool`; on a cluster, each
-            task has one worker process, and ``workers`` has no effect.
+        workers, ahead, read_seconds: see :class:`~videomaskfeat.data.worker_pool.WorkerPool`; on a cluster,
+            each task has one worker process, and ``workers`` has no effect.
 
     Yields:
         The result of each call in order, or an error for a call during which two workers were lost.
@@ -104,7 +104,7 @@ def _run_on_cluster(
     calls_per_task: int | None,
     gpus: int,
 ) -> Iterator[Any]:
-    """The results of ``run`` for parts of the calls, in order; a few tasks per core wait at the cluster."""
+    """The results of ``run`` for groups of calls, in order; a few tasks per core wait at the cluster."""
     if not calls:
         return
     with _connected(address) as ray:
@@ -119,12 +119,12 @@ def _run_on_cluster(
         node = _Node(os.getcwd(), __version__)
         task = ray.remote(_run_task).options(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)
         shared = ray.put(run)
-        parts = iter([calls[start : start + size] for start in range(0, len(calls), size)])
+        groups = iter([calls[start : start + size] for start in range(0, len(calls), size)])
         waiting: deque[Any] = deque()
         try:
             while True:
-                while len(waiting) < 2 * cores and (part := next(parts, None)) is not None:
-                    waiting.append(task.remote(shared, part, node))
+                while len(waiting) < 2 * cores and (group := next(groups, None)) is not None:
+                    waiting.append(task.remote(shared, group, node))
                 if not waiting:
                     return
                 result = _wait_for(ray, waiting[0], address)
@@ -157,7 +157,7 @@ def _wait_for(ray: Any, reference: Any, address: str) -> Any:
 
 
 def _run_task(run: Callable[[Any], list[Any]], calls: Any, node: _Node) -> list[Any] | TaskError:
-    """Run a part of the calls. Runs on a node of the cluster."""
+    """Run a group of calls. Runs on a node of the cluster."""
     host = socket.gethostname()
     try:
         if __version__ != node.version:
@@ -183,7 +183,7 @@ def _call_safely(function: Any, calls: Sequence[tuple[Any, ...]], *, read_second
 
 
 def _call_directly(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:
-    return [function(*call) for call in calls]
+    return [function(*arguments) for arguments in calls]
 
 
 @contextmanager

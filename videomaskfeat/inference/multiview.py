@@ -334,13 +334,13 @@ def hold_videos(
     return memory
 
 
-PartScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
-"""Scores, labels and rows of each batch of a part of a list, and its unreadable videos."""
+ShareScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
+"""Scores, labels and rows of each batch of a share of a list, and its unreadable videos."""
 
 
 @dataclass(frozen=True)
 class ListScorer:
-    """Scores a list in parts, on any number of processes.
+    """Scores a list in shares, on any number of processes.
 
     Attributes:
         network: the network with its machine.
@@ -361,14 +361,14 @@ class ListScorer:
         return per_batch or max(_CLIPS_IN_MEMORY // max(self.recipe.views * self.recipe.crops, 1), 1)
 
     def score_on_all_ranks(self, progress: Progress | None = None) -> VideoScores:
-        """The whole list, of which each rank scores a part; all ranks call it."""
+        """The scores of the whole list; each rank scores a share, and all ranks call it."""
         rank, ranks = distributed.rank(), distributed.world_size()
         report = progress if distributed.is_main() else None
-        parts = run_on_every_rank(lambda: self.score_part(rank, ranks, report))
-        return join_parts(parts, self.records)
+        shares = run_on_every_rank(lambda: self.score_share(rank, ranks, report))
+        return join_shares(shares, self.records)
 
-    def score_part(self, part: int, parts: int, progress: Progress | None = None) -> PartScores:
-        """Score the rows ``part``, ``part + parts``, ... of the list.
+    def score_share(self, number: int, shares: int, progress: Progress | None = None) -> ShareScores:
+        """Score the rows ``number``, ``number + shares``, ... of the list.
 
         Raises:
             RunFailed: a score is not finite.
@@ -378,14 +378,14 @@ class ListScorer:
             build_views(records, self.recipe, reader=machine.reader, memory=machine.memory),
             per_batch=self.videos_per_batch,
             workers=machine.workers,
-            rank=part,
-            world_size=parts,
+            rank=number,
+            world_size=shares,
             pin_memory=machine.torch_device.type == "cuda",
         )
         results: list[tuple[np.ndarray, ...]] = []
         failures: list[Failure] = []
         with closing(iter(loader)) as batches:
-            for number, batch in enumerate(batches, start=1):
+            for done, batch in enumerate(batches, start=1):
                 stop_if_requested()
                 failures.extend(batch.failures)
                 if len(batch.index):
@@ -401,18 +401,18 @@ class ListScorer:
                         )
                     results.append((scores.float().numpy(), batch.labels.numpy(), batch.index.numpy()))
                 if progress is not None:
-                    progress(min(number * self.videos_per_batch * parts, len(records)), len(records))
+                    progress(min(done * self.videos_per_batch * shares, len(records)), len(records))
         return results, failures
 
 
-def join_parts(parts: Sequence[PartScores], records: Records) -> VideoScores:
-    """The scores of a list from those of all its parts.
+def join_shares(shares: Sequence[ShareScores], records: Records) -> VideoScores:
+    """The scores of a list from those of all its shares.
 
     Raises:
         UserError: no video could be read.
     """
-    batches = [batch for results, _ in parts for batch in results]
-    failures = sorted((failure for _, own in parts for failure in own), key=lambda failure: failure.index)
+    batches = [batch for results, _ in shares for batch in results]
+    failures = sorted((failure for _, own in shares for failure in own), key=lambda failure: failure.index)
     if not batches:
         raise UserError(
             f"{records.source}: none of its {len(records)} videos could be read; the first: "

@@ -24,7 +24,6 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.run import Run, check_config
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import check_outputs, make_parent, whole_file
-from videomaskfeat.jobs.plan import plan_training
 from videomaskfeat.machine import available_cores
 from videomaskfeat.texts import printable_name
 
@@ -126,17 +125,19 @@ class DataBenchmark:
 def bench_data(
     config: Any,
     build: Callable[[Any, torch.device], Run],
+    measure_step: Callable[[], tuple[int, float]],
     *,
     clips: int = 64,
     seconds: float = 20.0,
     json_path: str | None = None,
     overwrite: bool = False,
 ) -> DataBenchmark:
-    """Measure the stages of loading and a few steps of a training; no run folder is written.
+    """Measure the stages of loading, and compare them with a step; no run folder is written.
 
     Args:
         config: config of the training.
         build: the job's class of `Run`.
+        measure_step: returns clips and seconds per step of this process, without the wait for data.
         clips: number of clips to measure, at least 1; the first batch is a warm-up if there are others.
         seconds: no further batch is measured after this time.
         json_path: JSON file for the figures; None: none.
@@ -169,7 +170,7 @@ def bench_data(
     per_clip = {stage: sum(measured[place].seconds[stage] for place in used) / total for stage in STAGES} | {
         "copy": sum(copying[place] for place in used) / total
     }
-    plan = plan_training(config, build)
+    step_clips, step_seconds = measure_step()
     result = DataBenchmark(
         source=dataset.records.source,
         device=str(device),
@@ -177,8 +178,8 @@ def bench_data(
         clips=total,
         failures=failures,
         decode_seconds=decode_seconds,
-        step_clips=plan.clips,
-        step_seconds=plan.computing_seconds,
+        step_clips=step_clips,
+        step_seconds=step_seconds,
         workers=config.data.workers,
         cores=available_cores(),
     )

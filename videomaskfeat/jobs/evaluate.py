@@ -28,14 +28,14 @@ from videomaskfeat.inference.lists import (
 from videomaskfeat.inference.multiview import (
     ListScorer,
     Machine,
-    PartScores,
     Progress,
+    ShareScores,
     VideoScores,
     build_views,
     classifier_scorer,
     evaluation_mode,
     feature_scorer,
-    join_parts,
+    join_shares,
     refuse_ranks_on_ray,
 )
 from videomaskfeat.inference.results import describe_failures, describe_views, describe_weights, hash_records
@@ -225,16 +225,16 @@ class _Evaluation:
         with evaluation_mode(self.model):
             if not ray:
                 return scorer.score_on_all_ranks(progress)
-        # The parts do not depend on the cluster, so the result does not either.
+        # The shares do not depend on the cluster, so the result does not either.
         count = math.ceil(len(scorer.records) / (_BATCHES_PER_TASK * scorer.videos_per_batch))
-        calls = [(self.arguments, name, part, count) for part in range(count)]
-        parts: list[PartScores] = []
-        with closing(call_on_cluster(_score_part, calls, ray=ray, device=self.machine.device)) as results:
+        calls = [(self.arguments, name, number, count) for number in range(count)]
+        shares: list[ShareScores] = []
+        with closing(call_on_cluster(_score_share, calls, ray=ray, device=self.machine.device)) as results:
             for result in results:
-                parts.append(result)
+                shares.append(result)
                 if progress is not None:
-                    progress(len(scorer.records) * len(parts) // count, len(scorer.records))
-        return join_parts(parts, scorer.records)
+                    progress(len(scorer.records) * len(shares) // count, len(scorer.records))
+        return join_shares(shares, scorer.records)
 
     def describe(self, train: VideoScores | None) -> dict[str, Any]:
         """The inputs of the result; only rank 0 calls it."""
@@ -299,11 +299,11 @@ class _Evaluation:
         )
 
 
-def _score_part(arguments: tuple[Any, ...], name: str, part: int, parts: int) -> PartScores:
-    """Score a part of a list. Runs on a node of a Ray cluster, which keeps the model for its next part."""
+def _score_share(arguments: tuple[Any, ...], name: str, number: int, shares: int) -> ShareScores:
+    """Score a share of a list. Runs on a node of a Ray cluster, which keeps the model for its next share."""
     evaluation = _built_evaluation(*arguments)
     with evaluation_mode(evaluation.model):
-        return evaluation.scorer(name).score_part(part, parts)
+        return evaluation.scorer(name).score_share(number, shares)
 
 
 @functools.lru_cache(maxsize=1)

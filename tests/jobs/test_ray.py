@@ -41,6 +41,7 @@ def address() -> Iterator[str]:
         pytest.skip("ray is not installed (extra ray)")
     before = dict(os.environ)
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["RAY_worker_niceness"] = "0"  # 15 by default: other programs of this machine would come first
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
     from ray.cluster_utils import Cluster
 

@@ -128,12 +128,17 @@ def _write_shards(
     progress: Progress | None,
 ) -> None:
     """Write shards in this process, or on a Ray cluster; ``reused`` others exist."""
-    with closing(distribute_calls(write_shard, calls, ray=ray)) as results:
+    with closing(distribute_calls(_write_shard, calls, ray=ray)) as results:
         for number, ((target, *_), result) in enumerate(zip(calls, results, strict=True), start=reused + 1):
             if isinstance(result, VideoReadError):  # two worker processes of a node were lost
                 raise RunFailed(f"{target} cannot be written: {result.cause}")
             if progress is not None:
                 progress(number, reused + len(calls))
+
+
+def _write_shard(path: str, members: Sequence[Member], sizes: Sequence[int]) -> str:
+    write_shard(path, members, sizes)
+    return path
 
 
 def _find_videos(records: Records) -> tuple[list[Member], list[int], dict[str, str]]:

@@ -348,6 +348,11 @@ class PretrainedModelConfig(StartedModelConfig):
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
+    lora: dict[str, Any] = key(
+        {},
+        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
+        "and the head are trained; empty: all weights are trained",
+    )
 
 
 @dataclass
@@ -359,11 +364,6 @@ class ClassifierConfig(PretrainedModelConfig):
     )
     head: str = key(
         "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
-    )
-    lora: dict[str, Any] = key(
-        {},
-        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
-        "and the head are trained; empty: all weights are trained",
     )
 
 

@@ -27,6 +27,7 @@ from videomaskfeat.data.workers import (
     LONGEST,
     READ_SECONDS,
     READING,
+    SERVER_ENDED,
     SHARED_MEMORY_REMEDY,
     STOP,
     TICKS,
@@ -206,9 +207,16 @@ class WorkerPool(Generic[TaskT, ResultT]):
 
     def _start(self, number: int) -> _Worker:
         arguments = (self._make, self._lost.causes, *self._options)
+        build = functools.partial(
+            _Worker, number, arguments, arrived=self._arrived, pin_device=self._pin_device
+        )
         try:
-            return _Worker(number, arguments, arrived=self._arrived, pin_device=self._pin_device)
-        except OSError as error:  # queues and pipes need shared memory and open files
+            try:
+                return build()
+            except SERVER_ENDED as error:
+                logger.warning("the process that forks the workers has ended (%s); starting it again", error)
+                return build()  # multiprocessing starts another server
+        except (OSError, EOFError) as error:  # queues and pipes need shared memory and open files
             raise allocation_error(f"worker process {number}", error) from error
 
 

@@ -42,13 +42,23 @@ current reading, and the reading itself, which has at most `LONGEST` integers.""
 SHARED_MEMORY_REMEDY = "/dev/shm is probably full; raise it (docker: --shm-size=8g), or lower data.workers"
 
 
+SERVER_ENDED = (ConnectionError, EOFError)
+"""Errors of a start if the process that forks the workers has ended: connecting is refused or broken off, or
+no process number comes back."""
+
+
 class ReadingLost(VideoReadError):
     """The reading of a record crashed or stopped two workers, and is not tried a third time."""
 
 
 def allocation_error(resource: str, error: Exception) -> RunFailed:
-    """The error if the system has no memory or no files left for workers."""
+    """The error if the system has no memory or no files left for workers, or their server has ended."""
     cause = " ".join(str(error).split())
+    if isinstance(error, SERVER_ENDED):
+        return RunFailed(
+            f"cannot start {resource}: the process that forks the workers has ended ({cause}); if the system "
+            "killed it, this machine is probably out of memory: lower data.workers or the batch size"
+        )
     remedy = SHARED_MEMORY_REMEDY
     if os.strerror(errno.EMFILE) in cause:
         remedy = "raise `ulimit -n`, or lower data.workers"

@@ -179,7 +179,14 @@ def _run_task(run: Callable[[Any], list[Any]], calls: Any, node: _Node) -> list[
 
 def _call_safely(function: Any, calls: Sequence[tuple[Any, ...]], *, read_seconds: float) -> list[Any]:
     """The results from one worker process, which a damaged file may crash."""
-    return list(call_in_workers(function, calls, workers=1, ahead=2, read_seconds=read_seconds))
+    main = vars(sys.modules["__main__"])
+    # multiprocessing imports the main program into each worker: here Ray's own, which no call needs.
+    program = main.pop("__file__", None)
+    try:
+        return list(call_in_workers(function, calls, workers=1, ahead=2, read_seconds=read_seconds))
+    finally:
+        if program is not None:
+            main["__file__"] = program
 
 
 def _call_directly(function: Any, calls: Sequence[tuple[Any, ...]]) -> list[Any]:

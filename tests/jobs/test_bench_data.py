@@ -97,6 +97,7 @@ def test_images_labels_and_key_frames_are_measured(
     data = [f"data.train={sample / 'train.csv'}", "augment.erasing=1"]
     labeled = verb("bench-data", "--config", yaml, *TINY_FINETUNE, *data, *options)
     _check(*labeled, out, idle=())
+    (tmp_path / "actions").mkdir()
     actions = make_action_set(tmp_path / "actions")
     yaml.write_text("data: {label_map: x}\n")
     detected = verb("bench-data", "--config", yaml, *actions.overrides(tmp_path / "run"), *options)

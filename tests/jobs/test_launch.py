@@ -242,7 +242,7 @@ def test_impossible_launches_are_refused_in_one_line(
     _refused(verb, wrong, "--partition", "cpus", *command)
     _refused(verb, "nodes=2 with cluster=local: .*", "--cluster", "local", "--nodes", "2", *command)
     _refused(verb, "the verb after -- 'pack' is unknown; choose from pretrain, .*", "--", "pack", "x")
-    _refused(verb, "unknown key 'optim.epoch'.*", *command, "optim.epoch=3")
+    _refused(verb, "argument 'optim.epoch=3': unknown key 'optim.epoch'; .*", *command, "optim.epoch=3")
     _refused(verb, "COMMAND is missing: .*")
     _refused(verb, r".*nodes.*0.*", "--nodes", "0", *command)
     monkeypatch.setenv("REFUSAL", "sbatch: error: Invalid account or account/partition combination specified")

@@ -61,7 +61,9 @@ def _check(code: int, out: str, err: str, figures: Path, *, idle: tuple[str, ...
     assert [*printed] == [*STAGES, "copy", "worker"]
     for stage, seconds in result["seconds_per_clip"].items():
         assert printed[stage] == pytest.approx(1e3 * seconds, abs=6e-4), stage
-        assert (seconds == 0) == (stage in idle), stage
+        if stage != "decode":  # the first frame, measured again, may take as long as all frames
+            assert (seconds == 0) == (stage in idle), stage
+    assert result["seconds_per_clip"]["seek"] + result["seconds_per_clip"]["decode"] > 0
     rate = result["step_clips_per_second"] / result["worker_clips_per_second"]
     assert result["needed_workers"] == max(-(-rate // 1), 1)
     return result

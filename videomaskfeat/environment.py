@@ -38,6 +38,8 @@ EXTRAS = {
     "wandb": (("wandb",), "run.loggers=[wandb]"),
     "mlflow": (("mlflow-skinny",), "run.loggers=[mlflow]"),
     "shards": (("urllib3", "fsspec", "s3fs", "gcsfs"), "shards on web servers and in object stores"),
+    "launch": (("submitit",), "`videomaskfeat launch` on SLURM"),
+    "ray": (("ray",), "`--ray`: offline jobs on a Ray cluster"),
     "docs": (("mkdocs-material", "mkdocstrings"), "`make docs`"),
 }
 """Extras of setup.py, without the tools of developers: name -> packages and what needs them."""

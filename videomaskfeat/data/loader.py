@@ -278,7 +278,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
         self._position = (epoch + 1, 0) if last else (epoch, number + 1)
         if batch is None or (last and not self._read_ahead):
             self.close()
-        return None if batch is None else cast(BatchT, _copy_shared_clips(batch))
+        return None if batch is None else cast(BatchT, copy_shared_clips(batch))
 
 
 class Views(Protocol[TaskT, ViewsT_co]):
@@ -363,7 +363,7 @@ def check_minimum(**values: tuple[int, int]) -> None:
             raise UserError(f"{name}={value}: must be at least {minimum}")
 
 
-def _copy_shared_clips(batch: Any) -> Any:
+def copy_shared_clips(batch: Any) -> Any:
     """The batch with clips in its own memory: a worker writes its next batches into the shared memory.
 
     Page-locked batches are copies already.

@@ -66,6 +66,11 @@ class TrainingPlan:
         return self.measured_seconds * self.clips / self.measured_clips
 
     @property
+    def computing_seconds(self) -> float:
+        """Seconds per step of the training without the wait for data."""
+        return self.step_seconds * (1 - self.waiting)
+
+    @property
     def seconds(self) -> float:
         """Seconds of the whole training, without evaluations and checkpoints."""
         return self.step_seconds * self.steps

@@ -70,8 +70,8 @@ class PretrainRun(Run):
         self._method_lines = self.method.set_length(self.total_steps)
         self.heldout = heldout_loader(config, self.method)
         self.counter = FailureCounter(len(self.loader.dataset), share=config.data.failure_share)
-        self.set_model(self.method.student)
         self.method.to(device)
+        self.set_model(self.method.student, followers=self.method.followers)
         self.probe = self._build_probe() if has_probe(config.probe) else None
         self.evaluate_epochs = config.run.evaluate_epochs
         self.evaluates = bool((self.heldout or self.probe) and config.run.evaluate_epochs)

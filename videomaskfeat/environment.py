@@ -40,8 +40,6 @@ EXTRAS = {
     "shards": (("urllib3", "fsspec", "s3fs", "gcsfs"), "shards on web servers and in object stores"),
     "launch": (("submitit",), "`videomaskfeat launch` on SLURM"),
     "ray": (("ray",), "`--ray`: offline jobs on a Ray cluster"),
-    "launch": (("submitit",), "`videomaskfeat launch`: jobs of SLURM"),
-    "ray": (("ray",), "--ray: offline jobs on many machines"),
     "docs": (("mkdocs-material", "mkdocstrings"), "`make docs`"),
 }
 """Extras of setup.py, without the tools of developers: name -> packages and what needs them."""

@@ -78,6 +78,8 @@ setup(
             "s3fs>=2024.2",
             "gcsfs>=2024.2",
         ],  # http(s)://, s3://, gs://
+        "launch": ["submitit>=1.5"],  # jobs of SLURM
+        "ray": ["ray>=2.9"],  # offline jobs on clusters
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],
     },
     license="Apache-2.0",

@@ -3,6 +3,9 @@
     python -m benchmarks.comparison runs/compare_factors --out benchmarks/results/compare_factors.json \
         --picture docs/pictures/compare_factors.svg
 
+With ``--seeds-of EARLIER.json``, a file that this program wrote, its seeds precede those of the folder: a
+comparison can run in several parts, or on several machines.
+
 Rows are targets, columns are factors. A cell is the mean gain of a probe over the same encoder before its
 first step, in points, with its 95 % confidence interval over the paired seeds.
 """
@@ -13,6 +16,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,7 @@ NAMES = {
     "codebook": "tokens of a codebook",
     "ibot": "iBOT",
     "byol": "BYOL",
+    "latent": "latent",
     "features": "features of the HOG run",
     "hog_features": "HOG and these features",
 }
@@ -46,6 +51,33 @@ Row = dict[str, Any]
 def read_gain(row: Row, factor: str, probe: str) -> Gain:
     """The gain of a target (a row of ``table.json``) in a factor."""
     return Gain(**row["factors"][factor][f"{probe}_gain"])
+
+
+def join_seeds(earlier: list[Row], rows: list[Row]) -> list[Row]:
+    """The rows of a comparison with the seeds of an earlier one before their own.
+
+    A row of an earlier target without a new one stays as it is. One with another number of training steps is
+    dropped, since its runs had another budget.
+    """
+    before = {row["target"]: row for row in earlier}
+    joined = []
+    for row in rows:
+        one = before.get(row["target"])
+        joined.append(_join(one, row) if one and one["steps"][0] == row["steps"][0] else row)
+    own = {row["target"] for row in rows}
+    return joined + [row for row in earlier if row["target"] not in own]
+
+
+def _join(earlier: Row, row: Row) -> Row:
+    joined = {**row, **{name: earlier[name] + row[name] for name in ("steps", "seconds")}}
+    joined["factors"] = {name: dict(values) for name, values in row["factors"].items()}
+    for name, values in joined["factors"].items():
+        for probe in PROBES:
+            for key in (probe, f"{probe}_untrained"):
+                values[key] = earlier["factors"][name][key] + values[key]
+            pairs = zip(values[f"{probe}_untrained"], values[probe], strict=True)
+            values[f"{probe}_gain"] = asdict(Gain.of([after - before for before, after in pairs]))
+    return joined
 
 
 def draw_gains(rows: list[Row], probe: str) -> str:
@@ -101,12 +133,16 @@ def main() -> int:
     parser.add_argument(
         "--picture", type=Path, required=True, help="SVG file for the gains of the linear probe"
     )
+    parser.add_argument("--seeds-of", type=Path, help="JSON file of an earlier call, with other seeds")
     options = parser.parse_args()
     content = json.loads((options.folder / "table.json").read_text(encoding="utf-8"))
-    facts = content["machine"]
-    write_json(options.out, {**facts["provenance"], **facts["machine"], "targets": content["targets"]})
-    options.picture.write_text(draw_gains(content["targets"], "linear_top1"), encoding="utf-8")
-    sys.stdout.write(write_costs(content["targets"]) + write_tables(content["targets"]))
+    facts, rows = content["machine"], content["targets"]
+    if options.seeds_of:
+        rows = join_seeds(json.loads(options.seeds_of.read_text(encoding="utf-8"))["targets"], rows)
+    rows = sorted(rows, key=lambda row: (*NAMES, row["target"]).index(row["target"]))
+    write_json(options.out, {**facts["provenance"], **facts["machine"], "targets": rows})
+    options.picture.write_text(draw_gains(rows, "linear_top1"), encoding="utf-8")
+    sys.stdout.write(write_costs(rows) + write_tables(rows))
     return 0
 
 

@@ -18,7 +18,7 @@ import torch
 from videomaskfeat import import_object
 from videomaskfeat.block_masks import MultiBlock
 from videomaskfeat.cli import CommandLine
-from videomaskfeat.config import keys_of
+from videomaskfeat.config_keys import keys_of
 from videomaskfeat.masking import EXACT, MASKS
 from videomaskfeat.methods import METHODS, method_class
 from videomaskfeat.models import create_model

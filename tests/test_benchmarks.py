@@ -289,3 +289,34 @@ def test_picture_and_tables_of_a_comparison_show_the_paired_gains(
     assert "### Motion (chance 25.0 %)" in printed
     assert "| HOG | 200 | 5 % |" in printed
     assert "| HOG | 11.0 | 14.0 | +3.0 ± 12.7 | 11.0 | 14.0 | -8.0 ± 1.0 |" in printed
+
+
+def test_seeds_of_an_earlier_comparison_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds with gains of 2 and then 4: mean 3, interval as above; other budgets are not joined."""
+
+    def row(target: str, gain: float, steps: float) -> dict[str, Any]:
+        values: dict[str, Any] = {"classes": 4}
+        for probe in ("linear_top1", "knn_top1"):
+            values |= {f"{probe}_untrained": [10.0], probe: [10.0 + gain]}
+            values[f"{probe}_gain"] = {"mean": gain, "interval": None, "pairs": 1}
+        cost = {"clips": 16, "step_ms": 80.0, "target_ms": 4.0, "steps": [steps], "seconds": [1.0]}
+        return {"target": target, "factors": {"motion": values}, **cost}
+
+    earlier, out = tmp_path / "earlier.json", tmp_path / "out.json"
+    earlier.write_text(json.dumps({"targets": [row("hog", 2, 9), row("mae", 7, 9), row("dvae", 5, 9)]}))
+    content = {
+        "machine": {"provenance": {}, "machine": {}},
+        "targets": [row("mae", 1, 8), row("hog", 4, 9), row("byol", 6, 9)],
+    }
+    (tmp_path / "table.json").write_text(json.dumps(content), encoding="utf-8")
+    line = ["", str(tmp_path), "--out", str(out), "--picture", str(tmp_path / "out.svg")]
+    monkeypatch.setattr(sys, "argv", [*line, "--seeds-of", str(earlier)])
+    assert comparison.main() == 0
+    rows = {one["target"]: one for one in read(out)["targets"]}
+    hog = rows["hog"]["factors"]["motion"]
+    assert list(rows) == ["hog", "mae", "dvae", "byol"]
+    assert hog["linear_top1"] == [12.0, 14.0]
+    assert rows["hog"]["steps"] == [9, 9]
+    assert hog["linear_top1_gain"] == {"mean": 3.0, "interval": pytest.approx(12.706, abs=1e-3), "pairs": 2}
+    assert rows["mae"]["factors"]["motion"]["linear_top1"] == [11.0]
+    assert rows["dvae"]["factors"]["motion"]["linear_top1"] == [15.0]

@@ -52,8 +52,10 @@ def test_every_verb_of_the_overview_has_a_tool_and_a_tool_is_a_verb(
     assert verbs == list(cli.VERBS)
     assert {verb.replace("-", "_") for verb in verbs} - TOOLS == {
         "average_scores",
+        "bench_data",
         "configs",
         "doctor",
+        "launch",
         "make_lists",
         "models",
         "pack",

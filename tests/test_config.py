@@ -13,9 +13,9 @@ import pytest
 import torch
 import yaml
 
-from videomaskfeat.config import (
+from videomaskfeat.config import Override, load_config
+from videomaskfeat.config_keys import (
     SPELLINGS,
-    Override,
     check_config,
     config_text,
     current_values,
@@ -23,7 +23,6 @@ from videomaskfeat.config import (
     free_keys,
     key,
     keys_of,
-    load_config,
     section,
 )
 from videomaskfeat.data.loader import FailureCounter

@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from videomaskfeat.cli import CommandLine, main
-from videomaskfeat.config import keys_of
+from videomaskfeat.config_keys import keys_of
 from videomaskfeat.data.sample import write_sample_data
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop import load_slowfast
@@ -243,8 +243,8 @@ def plain(tree: Any) -> Any:
 # The commands of README.
 
 
-def readme_commands() -> Iterator[list[str]]:
-    for block in blocks(README, "bash"):
+def commands_of(page: Path) -> Iterator[list[str]]:
+    for block in blocks(page, "bash"):
         for line in re.sub(r"\\\n *", "", block).splitlines():
             words = shlex.split(line, comments=True)
             if words:
@@ -276,7 +276,7 @@ def test_commands_of_readme_run(
     monkeypatch.chdir(tmp_path)
     targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8")))
     ran = set()
-    for program, *words in readme_commands():
+    for program, *words in commands_of(README):
         if program == "make":
             assert set(words) <= targets
         elif program == "pip":
@@ -329,6 +329,42 @@ def test_demos_of_readme_run(
         assert all(words in printed for words in results)
         for path in re.findall(r"demo/\S+\.(?:html|mp4|safetensors|pt)", printed):
             assert (tmp_path / path).is_file(), path
+
+
+def test_commands_of_prepare_data_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On tiny videos; each command reads what the one before it wrote, and training accepts the result."""
+    write_sample_data(tmp_path / "k400", videos=20, frames=8, size=40, seed=3, ava_videos=0, images=0)
+    listed = tmp_path / "k400/train.csv"
+    listed.write_text(listed.read_text().replace("videos/", ""))  # relative to the prefix
+    monkeypatch.chdir(tmp_path)
+    page = ROOT / "docs/how_to/prepare_data.md"
+    ran = []
+    for program, verb, *words in commands_of(page):
+        assert program == "videomaskfeat"
+        assert main([verb, *words]) == 0, (words, capsys.readouterr().err)
+        ran.append(verb)
+    assert ran == ["prepare-videos", "pack"]
+    text = page.read_text(encoding="utf-8")
+    written = [*re.findall(r"`(k400_\w+/[\w.]*\w)`", text), "k400_256/prepared.jsonl"]
+    assert {"k400_256/train.csv", "k400_shards/index.json"} <= set(written)
+    for name in written:
+        assert (tmp_path / name).is_file(), name
+    sources = re.findall(r"^    (data\.train=k400_\S+)", text, re.M)
+    assert sources == ["data.train=k400_shards/index.json"]
+    for source in sources:
+        words = [*TINY["pretrain"], *MODEL["pretrain"], *SHORT, source, "run.folder=run"]
+        assert main(["pretrain", *words]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    for option in re.findall(r"`(--[\w-]+)[ `]", text):
+        assert any(option in help_of(verb, capsys) for verb in ran), option
+
+
+def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    return capsys.readouterr().out
 
 
 # The site.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,10 +58,40 @@ def test_missing_compiler_and_package_are_named(monkeypatch: pytest.MonkeyPatch)
     assert any("no torch.compile on the CPU: install g++" in line for line in diagnosis.advice)
 
 
-def test_missing_extra_is_advice_with_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "onnxruntime" in diagnose().facts["extras"]["export"]
-    monkeypatch.setattr(environment, "EXTRAS", {"fly": (("torch", "no-such-package"), "flying")})
+def test_each_extra_is_listed_with_its_purpose_and_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = diagnose().facts["extras"]
+    assert list(facts) == list(environment.EXTRAS)
+    assert facts["lora"].endswith("; for fine-tuning with low-rank adapters (model.lora)")
+    monkeypatch.setattr(
+        environment,
+        "EXTRAS",
+        {
+            "fly": (("torch", "no-such-package"), "flying"),
+            "swim": (("torch",), "swimming"),
+            "run": (("no-such-package",), "running"),
+        },
+    )
     diagnosis = diagnose()
     assert diagnosis.healthy
-    assert diagnosis.facts["extras"]["fly"] == "missing: no-such-package"
-    assert "for flying: pip install 'videomaskfeat[fly]'" in diagnosis.advice
+    assert diagnosis.facts["extras"] == {
+        "fly": "not installed: no-such-package; for flying",
+        "swim": f"torch {importlib.metadata.version('torch')}; for swimming",
+        "run": "not installed: no-such-package; for running",
+    }
+    (line,) = [line for line in diagnosis.advice if "extras" in line]
+    assert line.startswith("extras that are not installed: fly, run; ")
+    assert line.endswith("pip install 'videomaskfeat[fly]'")
+
+
+def test_extras_and_their_packages_are_those_of_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    setuptools = pytest.importorskip("setuptools", reason="setuptools is not installed")
+    root, options = Path(__file__).parents[1], dict[str, Any]()
+    monkeypatch.setattr(setuptools, "setup", lambda **keywords: options.update(keywords))
+    monkeypatch.chdir(root)
+    runpy.run_path(str(root / "setup.py"))
+    names = {
+        extra: tuple(re.split(r"[\[><=]", requirement)[0] for requirement in requirements)
+        for extra, requirements in options["extras_require"].items()
+        if extra != "dev"
+    }
+    assert {extra: packages for extra, (packages, _) in environment.EXTRAS.items()} == names

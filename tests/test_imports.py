@@ -16,8 +16,8 @@ import videomaskfeat
 PACKAGE = Path(__file__).parent.parent / "videomaskfeat"
 TOP_LEVEL = {"__version__", "import_object", "import_submodule"}  # not modules
 GROUND = {
-    "errors", "io", "texts", "processes", "grid", "mp4", "machine", "tensor_files", "values",
-    "csv_columns", "ava", "boxes", "durations", "config", "provenance", "plugins",
+    "errors", "io", "texts", "yaml_files", "processes", "grid", "mp4", "machine", "tensor_files", "values",
+    "csv_columns", "ava", "boxes", "durations", "config", "config_keys", "provenance", "plugins",
 }  # fmt: skip
 ROOMS = {
     "data", "masking", "block_masks", "targets", "models", "interop", "losses", "metrics", "engine", "viz",
@@ -28,6 +28,7 @@ SIDEWAYS = {
     ("interop", "stored_recipe"),
     ("engine", "config"),
     ("engine", "models"),
+    ("engine", "config_keys"),
     ("interop", "models"),
     ("interop", "targets"),
     ("targets", "models"),
@@ -41,7 +42,7 @@ SIDEWAYS = {
     ("viz", "targets"),
     ("recipe", "masking"),
     ("stored_recipe", "recipe"),
-    ("stored_recipe", "config"),
+    ("stored_recipe", "config_keys"),
 }
 ABOVE = {
     "cli": {"verbs", "terminal", *GROUND},
@@ -61,10 +62,11 @@ ABOVE = {
     "jobs": {"schemas", "environment", "methods", "inference", *ROOMS, *GROUND},
     "methods": {"schemas", "inference", *ROOMS, *GROUND},
     "inference": {"schemas", *ROOMS, *GROUND},
-    "schemas": {"config"},
+    "schemas": {"config_keys"},
     "terminal": {"texts"},
     "environment": {"data", "engine", "models", "machine", "mp4", "provenance"},
-    "config": {"errors", "io", "texts", "plugins"},
+    "config": {"config_keys", "errors", "io", "texts", "yaml_files"},
+    "config_keys": {"errors", "texts", "yaml_files", "plugins"},
     "durations": set(),
     "errors": set(),
     "io": {"errors"},
@@ -80,6 +82,7 @@ ABOVE = {
     "machine": set(),
     "tensor_files": {"errors", "io", "texts"},
     "values": {"errors", "texts"},
+    "yaml_files": {"errors", "texts"},
 }
 
 

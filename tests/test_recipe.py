@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from videomaskfeat.cli import CommandLine
-from videomaskfeat.config import SPELLINGS
+from videomaskfeat.config_keys import SPELLINGS
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import load_detector

@@ -11,17 +11,8 @@ import pytest
 from videomaskfeat import texts
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import open_file
-from videomaskfeat.texts import (
-    YAML_BYTES,
-    dump_yaml,
-    open_rows,
-    parse_json,
-    parse_yaml,
-    printable_name,
-    read_rows,
-    read_text,
-    show_text,
-)
+from videomaskfeat.texts import open_rows, parse_json, printable_name, read_rows, read_text, show_text
+from videomaskfeat.yaml_files import YAML_BYTES, dump_yaml, parse_yaml
 
 TEXT = "größe 1\nb 2\n"
 

@@ -21,8 +21,9 @@ from dataclasses import field, make_dataclass
 from typing import Any, NoReturn
 
 from videomaskfeat import __version__
-from videomaskfeat.config import Key, Override, current_name, keys_of, load_config, locate_config
-from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, nearest
+from videomaskfeat.config import Override, load_config, locate_config
+from videomaskfeat.config_keys import Key, current_name, keys_of
+from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, check_name, nearest
 from videomaskfeat.io import open_file
 from videomaskfeat.machine import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
@@ -36,7 +37,7 @@ from videomaskfeat.terminal import (
     one_line,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.verbs import ARGUMENTS, SIZED, TRAININGS, VERBS, choose_size, inherit_clip
+from videomaskfeat.verbs import ARGUMENTS, LAUNCHED, SIZED, TRAININGS, VERBS, choose_size, inherit_clip
 
 logger = logging.getLogger(__name__)
 _OVERVIEW = "Masked video pre-training: hide spacetime cubes of a video, predict their content."
@@ -74,11 +75,21 @@ def _run(line: CommandLine, arguments: Sequence[str]) -> int:
             end_with_parent()
             with yielding_threads():
                 config = line.read(arguments)
+                if line.verb == "launch" and config is not None:
+                    _check_launched(config.command)
                 return DONE if config is None else VERBS[line.verb](config)
         except BaseException as error:
             if interrupts.came:  # an import may turn Ctrl-C into another error
                 raise KeyboardInterrupt from error
             raise
+
+
+def _check_launched(command: Sequence[str]) -> None:
+    """Report a mistake in a launched command here, instead of in the log of its job."""
+    verb, *arguments = command
+    check_name("the verb after --", verb, LAUNCHED)
+    if CommandLine(verb).read(arguments) is None:
+        raise UserError(f"--keys lists the keys of {verb}; use it without launch")
 
 
 def _explain(verb: str, error: BaseException) -> int:

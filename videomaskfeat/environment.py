@@ -30,7 +30,21 @@ PACKAGES = (
     *("torch", "decord", "av", "opencv-python-headless", "pytorchvideo", "fvcore", "iopath", "simplejson"),
     *("numpy", "omegaconf", "safetensors", "rich", "tensorboard", "matplotlib"),
 )
-EXTRAS = {"export": (("onnx", "onnxscript", "onnxruntime"), "`videomaskfeat export` to ONNX")}
+EXTRAS = {
+    "export": (("onnx", "onnxscript", "onnxruntime"), "`videomaskfeat export` to ONNX"),
+    "hub": (("huggingface_hub",), "uploads and downloads of models"),
+    "lora": (("peft",), "fine-tuning with low-rank adapters (model.lora)"),
+    "lars": (("pytorch_optimizer",), "optim.optimizer=lars"),
+    "teachers": (("transformers",), "vision models of transformers as teachers"),
+    "detector": (("transformers",), "models of transformers that find persons"),
+    "wandb": (("wandb",), "run.loggers=[wandb]"),
+    "mlflow": (("mlflow-skinny",), "run.loggers=[mlflow]"),
+    "shards": (("urllib3", "fsspec", "s3fs", "gcsfs"), "shards on web servers and in object stores"),
+    "launch": (("submitit",), "`videomaskfeat launch` on SLURM"),
+    "ray": (("ray",), "`--ray`: offline jobs on a Ray cluster"),
+    "docs": (("mkdocs-material", "mkdocstrings"), "`make docs`"),
+}
+"""Extras of setup.py, without the tools of developers: name -> packages and what needs them."""
 _FRAMES, _SIDE = 12, 96
 _NANO_CLIPS = (8, 3, 8, 64, 64)
 _LITTLE_SHARED_MEMORY = 1 << 30  # a batch of 16 clips of 16 x 224 x 224 is 39 MB; several batches wait in it
@@ -215,7 +229,7 @@ def _wait_policy() -> str:
 
 
 def _extras(advice: list[str]) -> dict[str, str]:
-    facts = {}
+    facts, incomplete = {}, []
     for extra, (packages, feature) in EXTRAS.items():
         versions, missing = [], []
         for package in packages:
@@ -223,9 +237,15 @@ def _extras(advice: list[str]) -> dict[str, str]:
                 versions.append(f"{package} {importlib.metadata.version(package)}")
             except importlib.metadata.PackageNotFoundError:
                 missing.append(package)
-        facts[extra] = ", ".join(versions) if not missing else f"missing: {', '.join(missing)}"
+        state = f"not installed: {', '.join(missing)}" if missing else ", ".join(versions)
+        facts[extra] = f"{state}; for {feature}"
         if missing:
-            advice.append(f"for {feature}: pip install 'videomaskfeat[{extra}]'")
+            incomplete.append(extra)
+    if incomplete:
+        advice.append(
+            f"extras that are not installed: {', '.join(incomplete)}; only if you need their features (see "
+            f"extras): pip install 'videomaskfeat[{incomplete[0]}]'"
+        )
     return facts
 
 

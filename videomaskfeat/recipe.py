@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.config import current_arguments
+from videomaskfeat.config_keys import current_arguments
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import MASKS, Mask, MaskFunction, build_policy

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from videomaskfeat.config import key, section
+from videomaskfeat.config_keys import key, section
 
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
@@ -17,6 +17,11 @@ CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by wor
 READERS = ("auto", "decord", "pyav")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
+PARALLEL = {
+    "ddp": "every rank has all weights",
+    "fsdp": "sharded over all ranks",
+    "hybrid": "sharded over the ranks of each machine",
+}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
 AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
@@ -152,7 +157,12 @@ class RunConfig:
         free=True,
     )
     keep_checkpoints: int = key(2, "number of newest checkpoints besides milestones", least=1, free=True)
+    parallel: str = key("ddp", "weights of several ranks", choices=PARALLEL, free=True)
     rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
+    join_timeout_minutes: float = key(10.0, "minutes for all ranks to start", above=0, free=True)
+    step_timeout_minutes: float = key(
+        30.0, "minutes of one step until the run ends with its position; 0: no limit", least=0, free=True
+    )
 
 
 # Pre-training.
@@ -361,6 +371,11 @@ class PretrainedModelConfig(StartedModelConfig):
     drop_path: float = key(0.1, "drop path rate of the last block; rises linearly from 0", least=0, below=1)
     dropout: float = key(0.0, "dropout before the last linear layer", least=0, below=1)
     head_scale: float = key(0.001, "factor on the last layer's initial weights")
+    lora: dict[str, Any] = key(
+        {},
+        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
+        "and the head are trained; empty: all weights are trained",
+    )
 
 
 @dataclass
@@ -372,11 +387,6 @@ class ClassifierConfig(PretrainedModelConfig):
     )
     head: str = key(
         "", "head; empty: the model's own", choices=("", "mean", "norm_mean", "token", "linear", "attentive")
-    )
-    lora: dict[str, Any] = key(
-        {},
-        "LoRA adapters (extra lora), such as {rank: 8, alpha: 16, targets: [attn.qkv, attn.proj]}: only they "
-        "and the head are trained; empty: all weights are trained",
     )
 
 

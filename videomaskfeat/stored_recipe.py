@@ -12,7 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from videomaskfeat.config import SPELLINGS
+from videomaskfeat.config_keys import SPELLINGS
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.io import is_file, is_folder
 from videomaskfeat.recipe import (

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from videomaskfeat import import_object
-from videomaskfeat.config import key, shipped_configs
+from videomaskfeat.config import shipped_configs
+from videomaskfeat.config_keys import key, section
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, open_file, whole_file
@@ -90,6 +91,17 @@ class ReadingOptions(MachineOptions):
 
     reader: str = key("auto", "video reader", choices=READERS, plugin="a VideoReader")
     workers: int = key(2, "number of loader processes per rank; 0: the main process loads", least=0)
+
+
+@dataclass
+class RayOptions:
+    """cluster"""
+
+    ray: str = key(
+        "",
+        "address of a Ray cluster that does the work: host:6379, ray://host:10001, auto, or local (Ray on "
+        "this machine); empty: no cluster",
+    )
 
 
 @dataclass
@@ -245,14 +257,134 @@ def plan(config: PretrainConfig | FinetuneConfig | DetectConfig | TokenizerConfi
     """
     from videomaskfeat.jobs.plan import plan_training
 
+    print(printable(plan_training(config, _run_class(config)).text()))
+    return DONE
+
+
+def _run_class(config: Any) -> Any:
+    """The class of `Run` that trains with a config."""
     runs: dict[type, str] = {
         PretrainConfig: "pretrain:PretrainRun",
         FinetuneConfig: "finetune:FinetuneRun",
         DetectConfig: "detect:DetectRun",
         TokenizerConfig: "tokenizer:TokenizerRun",
     }
-    build = import_object(f"videomaskfeat.jobs.{runs[type(config)]}")
-    print(printable(plan_training(config, build).text()))
+    name = next(name for kind, name in runs.items() if isinstance(config, kind))
+    return import_object(f"videomaskfeat.jobs.{name}")
+
+
+@dataclass
+class BenchSettings:
+    """Benchmark of the data."""
+
+    clips: int = key(64, "number of clips to measure", least=1, flag="clips")
+    seconds: float = key(
+        20.0, "time after which no further batch is measured", unit="seconds", above=0, flag="seconds"
+    )
+    out: str | None = key(None, "JSON file for the figures", flag="out")
+    overwrite: bool = key(False, "replace this file if it exists", flag="overwrite")
+
+
+@dataclass
+class BenchPretrainConfig(PretrainConfig):
+    """Pre-training whose data is measured."""
+
+    bench: BenchSettings = section(BenchSettings)
+
+
+@dataclass
+class BenchFinetuneConfig(FinetuneConfig):
+    """Fine-tuning whose data is measured."""
+
+    bench: BenchSettings = section(BenchSettings)
+
+
+@dataclass
+class BenchDetectConfig(DetectConfig):
+    """Training of a detector whose data is measured."""
+
+    bench: BenchSettings = section(BenchSettings)
+
+
+@dataclass
+class BenchTokenizerConfig(TokenizerConfig):
+    """Training of a tokenizer whose data is measured."""
+
+    bench: BenchSettings = section(BenchSettings)
+
+
+def bench_data(
+    config: BenchPretrainConfig | BenchFinetuneConfig | BenchDetectConfig | BenchTokenizerConfig,
+) -> int:
+    """Measure the loading of a training by stage, and how many loader workers its steps need.
+
+    videomaskfeat bench-data --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml data.train=train.csv
+    videomaskfeat bench-data --config ... --clips 256 --out data.json data.train=s3://bucket/shards/index.json
+    """
+    from videomaskfeat.jobs.bench_data import bench_data
+    from videomaskfeat.jobs.plan import plan_training
+
+    def measure_step() -> tuple[int, float]:
+        plan = plan_training(config, _run_class(config))
+        return plan.clips, plan.computing_seconds
+
+    bench = config.bench
+    result = bench_data(
+        config,
+        _run_class(config),
+        measure_step,
+        clips=bench.clips,
+        seconds=bench.seconds,
+        json_path=bench.out,
+        overwrite=bench.overwrite,
+    )
+    print(printable(result.text()))
+    return SOME_FAILED if result.failures else DONE
+
+
+LAUNCHED = (
+    *("pretrain", "finetune", "detect-train", "train-tokenizer"),
+    *("evaluate", "detect-evaluate", "extract-features"),
+)
+"""Verbs that run on several ranks."""
+
+
+@dataclass
+class LaunchOptions:
+    """options"""
+
+    command: list[str] = key([], "verb and its arguments, after --", positional=True)
+    nodes: int = key(1, "number of nodes", least=1)
+    gpus_per_node: int = key(1, "GPUs per node; 0: a run on CPUs", least=0)
+    processes_per_node: int | None = key(None, "ranks per node", least=1, null="one per GPU")
+    cpus_per_node: int | None = key(None, "cores per node", least=1, null="the default of the cluster")
+    memory_gb: float | None = key(
+        None, "memory per node", unit="GB", above=0, null="the default of the cluster"
+    )
+    partition: str = key("", "partition; empty: the default one")
+    hours: float = key(24.0, "time limit, after which the job is requeued", unit="hours", above=0)
+    name: str = key("videomaskfeat", "name of the job")
+    logs: str = key("launch", "folder of scripts and logs, shared by all nodes")
+    save_seconds: int = key(120, "time to save before the job is stopped", unit="seconds", least=1)
+    requeues: int = key(100, "maximum number of starts after a time limit", least=0)
+    restarts: int = key(3, "restarts of the ranks after a failure", least=0)
+    slurm: dict[str, Any] = key({}, "other options of sbatch, such as account=vision")
+    cluster: str = key(
+        "slurm", "where the job runs", choices={"slurm": "", "local": "this machine, in the background"}
+    )
+
+
+def launch(options: LaunchOptions) -> int:
+    """Submit a command to SLURM on several nodes; it is requeued when it is preempted or out of time.
+
+      videomaskfeat launch --nodes 4 --gpus-per-node 8 --partition gpu -- pretrain \\
+          --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml data.train=train.csv run.folder=runs/s
+      videomaskfeat launch --nodes 2 --gpus-per-node 8 --slurm qos=high -- evaluate best.safetensors val.csv
+      videomaskfeat launch --cluster local --gpus-per-node 0 --processes-per-node 2 -- pretrain --config ...
+    """
+    from videomaskfeat.jobs.launch import launch
+
+    print(printable(launch(**vars(options)).text()))
     return DONE
 
 
@@ -309,7 +441,7 @@ def _parameters(build: Callable[..., object]) -> dict[str, inspect.Parameter]:
 
 
 @dataclass
-class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions, OutputOptions):
+class EvaluateOptions(ListOptions, ReadingOptions, BatchOptions, ViewsOptions, OutputOptions, RayOptions):
     """files"""
 
     weights: str = key("", "weights of a fine-tuning run or of an import", positional=True)
@@ -355,6 +487,7 @@ def evaluate(options: EvaluateOptions) -> int:
             lists=_select_fields(ListChoice, options),
             neighbors=Neighbors(options.knn, options.k, options.temperature) if options.knn else None,
             machine=_select_fields(Machine, options),
+            ray=options.ray,
             submission=options.submission,
             overwrite=options.overwrite,
             progress=update,
@@ -443,7 +576,7 @@ def predict(options: PredictOptions) -> int:
 
 
 @dataclass
-class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions):
+class FeaturesOptions(ListOptions, ReadingOptions, BatchOptions, RayOptions):
     """files"""
 
     weights: str = key("", "weights of any run, or of an import", positional=True)
@@ -829,7 +962,7 @@ def sample_data(options: SampleDataOptions) -> int:
 
 
 @dataclass
-class CheckDataOptions(ListOptions, OutputOptions):
+class CheckDataOptions(ListOptions, OutputOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -858,7 +991,7 @@ def check_data(options: CheckDataOptions) -> int:
 
 
 @dataclass
-class PrepareVideosOptions(ListOptions):
+class PrepareVideosOptions(ListOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -895,7 +1028,7 @@ def prepare_videos(options: PrepareVideosOptions) -> int:
 
 
 @dataclass
-class PackOptions(ListOptions):
+class PackOptions(ListOptions, RayOptions):
     """files"""
 
     list: str = key("", "list file or folder", positional=True)
@@ -1042,6 +1175,8 @@ VERBS: dict[str, Callable[[Any], int]] = {
     "finetune": finetune,
     "train-tokenizer": train_tokenizer,
     "plan": plan,
+    "bench-data": bench_data,
+    "launch": launch,
     "compare": compare,
     "evaluate": evaluate,
     "average-scores": average_scores,
@@ -1068,5 +1203,5 @@ VERBS: dict[str, Callable[[Any], int]] = {
 """Name -> function of the config or the options, with the help as its docstring; it returns the exit code."""
 TRAININGS = ("pretrain", "finetune", "detect-train", "train-tokenizer", "compare")
 """Verbs that each have configs of their own."""
-SIZED = ("pretrain", "finetune", "detect-train", "plan")
+SIZED = ("pretrain", "finetune", "detect-train", "plan", "bench-data")
 """Verbs with ``--size``."""

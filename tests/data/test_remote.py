@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.data.clip_data import equal, make_clips, write_videos
+from videomaskfeat.cli import main
 from videomaskfeat.data import remote
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
@@ -183,9 +184,18 @@ def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> N
         load_records("s3://bucket/index.json")
 
 
+def refused(path: str, capsys: pytest.CaptureFixture[str]) -> str:
+    """The message of a command that reads a list; it is one line, and the exit code is 2."""
+    capsys.readouterr()
+    assert main(["check-data", path]) == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    return message
+
+
 @needs_s3
 def test_object_stores_are_read_and_their_errors_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import s3fs
     from moto.server import ThreadedMotoServer
@@ -210,6 +220,9 @@ def test_object_stores_are_read_and_their_errors_named(
         assert records[3].label == 3
         with pytest.raises(UserError, match=r"s3://other/index\.json: no such file or bucket"):
             load_records("s3://other/index.json")
+        assert refused("s3://other/index.json", capsys) == (
+            "videomaskfeat check-data: s3://other/index.json: no such file or bucket; check the address\n"
+        )
         files.rm_file("videos/set/000001.tar")
         files.invalidate_cache()
         with pytest.raises(UserError, match=r"shards are missing \(000001\.tar\)"):
@@ -220,7 +233,9 @@ def test_object_stores_are_read_and_their_errors_named(
 
 
 @needs_s3
-def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_credentials_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     import s3fs
 
     s3fs.S3FileSystem.clear_instance_cache()
@@ -231,3 +246,4 @@ def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with pytest.raises(UserError, match=r"s3://bucket/index\.json: no permission .*set credentials"):
         load_records("s3://bucket/index.json")
+    assert "no permission" in refused("s3://bucket/index.json", capsys)

@@ -26,8 +26,7 @@ from tests.data.make_videos import (
     write_with_damage,
 )
 from tests.reference.decode import decode_all
-from videomaskfeat.data import readers_pyav, video
-from videomaskfeat.data import video as readers_decord
+from videomaskfeat.data import readers_decord, readers_pyav
 from videomaskfeat.data.packet_index import PacketIndex
 from videomaskfeat.data.readers_pyav import PyAvReader
 from videomaskfeat.data.readers_seeking import open_timed
@@ -168,7 +167,7 @@ def test_auto_uses_pyav_if_decord_fails_to_open(
         raise VideoReadError("plain.mp4", "decord: no")
 
     with monkeypatch.context() as patched:
-        patched.setattr(video, "DecordReader", refuse)
+        patched.setattr(readers_decord, "DecordReader", refuse)
         with open_video(files["plain.mp4"], "auto") as opened:
             assert opened.decoder == "pyav"
         with pytest.raises(VideoReadError, match="decord: no"):

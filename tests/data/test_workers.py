@@ -9,6 +9,9 @@ import os
 import re
 import resource
 import signal
+import subprocess
+import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -19,14 +22,14 @@ import pytest
 import torch
 
 from tests.data.clip_data import deadly_clips, equal, make_clips, write_videos
-from videomaskfeat.data import workers
+from videomaskfeat.data import worker_pool
 from videomaskfeat.data.batches import PretrainBatch, empty_clips
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter, ViewLoader
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.views import EvaluationViews
-from videomaskfeat.data.workers import WorkerPool, call_in_workers
+from videomaskfeat.data.worker_pool import WorkerPool, call_in_workers
 from videomaskfeat.errors import RunFailed
 
 
@@ -189,9 +192,57 @@ def test_worker_that_cannot_start_is_named_in_one_line(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise error
 
-    monkeypatch.setattr(workers, "_Worker", refuse)
+    monkeypatch.setattr(worker_pool, "_Worker", refuse)
     with pytest.raises(RunFailed, match=rf"^cannot allocate worker process 0: .* {remedy}"):
         WorkerPool(abs, iter([1]), path_of=str, workers=1)
+
+
+def test_ended_fork_server_is_not_taken_for_full_shared_memory(tmp_path: Path) -> None:
+    """A real server that ends while it starts, both times, and so refuses the connection."""
+    (tmp_path / "ends_its_process.py").write_text("import os\nos._exit(1)\n")
+    code = """if __name__ == "__main__":
+        import multiprocessing, sys
+        from videomaskfeat.data import worker_pool
+        from videomaskfeat.errors import RunFailed
+
+        def start_method():
+            multiprocessing.get_context("forkserver").set_forkserver_preload(["ends_its_process"])
+            return "forkserver"
+
+        worker_pool._start_method = start_method
+        try:
+            worker_pool.WorkerPool(abs, iter([1]), path_of=str, workers=1)
+        except RunFailed as error:
+            sys.exit(str(error))
+    """
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(code))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    expected = (
+        r"(?m)^cannot start worker process 0: the process that forks the workers has ended \(.+\); .*memory"
+    )
+    assert re.search(expected, ended.stderr), ended.stderr
+    assert "/dev/shm" not in ended.stderr
+
+
+def test_ended_fork_server_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    build, calls = worker_pool._Worker, list[Any]()
+
+    def refuse_once(*arguments: Any, **options: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+        return build(*arguments, **options)
+
+    monkeypatch.setattr(worker_pool, "_Worker", refuse_once)
+    with closing(WorkerPool(abs, iter([-3]), path_of=str, workers=1)) as pool:
+        assert pool.take() == 3
+    assert "the process that forks the workers has ended" in caplog.text
 
 
 class _KillsItsProcess:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine.processes import exit_code
-from videomaskfeat.config import flat, free_keys
+from videomaskfeat.config_keys import flat, free_keys
 from videomaskfeat.engine import run as run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.run import RunFolder

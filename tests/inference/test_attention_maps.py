@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from operator import floordiv
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ from torch import Tensor, nn
 
 import videomaskfeat
 from tests.data.clip_data import write_videos
-from tests.jobs.weights_files import write_classifier, write_pretrained
+from tests.jobs.weights_files import CLIP, NAMES, write_classifier, write_pretrained
 from tests.reference.attention import slow_attention_weights
 from videomaskfeat.cli import main
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.inference.attention_maps import attention_maps, block_attention
+from videomaskfeat.stored_recipe import ClassifyRecipe
 
 MVIT: dict[str, Any] = {"depth": 3, "width": 8, "widen_at": (1,), "q_pool_at": (1,), "clip_size": (4, 32, 32)}
+# Two blocks attend within units of 1x4x4 tokens, the third one to all tokens. The second one pools.
+HIERA: dict[str, Any] = {"stages": (1, 1, 1), "q_pool": 1, "width": 8, "unit_attention": (True, True, False)}
+HIERA |= {"mask_unit": (1, 4, 4), "clip_size": (4, 32, 32)}
 VIT: dict[str, Any] = {"depth": 3, "width": 24, "heads": 2, "clip_size": (4, 16, 16)}
 # Blocks 1 and 3 of the MViT pool keys, block 2 pools queries.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -28,6 +33,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "mvit classifier, token": ("mvitv2_nano", MVIT),
     "vit": ("maskfeat_vit_nano", VIT),
     "vit with bias": ("vit_nano", {**VIT, "relative_bias": True, "head": "token"}),
+    "hiera": ("hiera_pico", HIERA),
+    "mae on hiera": ("mae_hiera_pico", HIERA),
     "vit with rotary positions": ("vit_nano", {**VIT, "rotary": True, "class_token": False}),
 }
 
@@ -48,6 +55,8 @@ def random_clips(model: Any) -> Tensor:
 def slow_weights(block: Any, tokens: Tensor, grid: TokenGrid) -> Tensor:
     """The softmax of q k^T of a block by the definition, [B, M, P+N', P+N"]."""
     normed = block.norm1(tokens)
+    if hasattr(block.attn, "within"):
+        return slow_unit_weights(block, normed, grid)
     if hasattr(block.attn, "pool_q"):
         return slow_attention_weights(block.attn, normed, grid)
     heads = block.attn.heads
@@ -57,6 +66,32 @@ def slow_weights(block: Any, tokens: Tensor, grid: TokenGrid) -> Tensor:
     scores = q @ k.transpose(2, 3) * q.shape[-1] ** -0.5
     (bias,) = block._relative_bias
     return (scores if bias is None else scores + bias(grid)).softmax(dim=-1)
+
+
+def slow_unit_weights(block: Any, normed: Tensor, grid: TokenGrid) -> Tensor:
+    """The softmax of a Hiera block, one query after another; tokens are ordered by units."""
+    attn, unit = block.attn, block.unit
+    units = [range(n // u) for n, u in zip(grid.shape, unit, strict=True)]
+    order = [  # the place on the grid of each token
+        tuple(a * u + b for a, u, b in zip(which, unit, place, strict=True))
+        for which in itertools.product(*units)
+        for place in itertools.product(*map(range, unit))
+    ]
+    q, k, _ = (x.unflatten(-1, (attn.heads, -1)) for x in attn.qkv(normed).chunk(3, dim=-1))  # [B, N, M, d]
+    queries = [range(n // p) for n, p in zip(grid.shape, attn.pool, strict=True)]
+    places = list(itertools.product(*map(range, grid.shape)))
+    rows = []
+    for query in itertools.product(*queries):
+        cells = [n for n, at in enumerate(order) if tuple(map(floordiv, at, attn.pool)) == query]
+        own = tuple(map(floordiv, order[cells[0]], unit))
+        pooled = q[:, cells].amax(dim=1)  # [B, M, d]
+        scores = (k * pooled[:, None]).sum(dim=-1) * q.shape[-1] ** -0.5  # [B, N, M]
+        for n, at in enumerate(order):
+            if attn.within and tuple(map(floordiv, at, unit)) != own:
+                scores[:, n] = -torch.inf
+        share = scores.softmax(dim=1)
+        rows.append(share[:, [order.index(place) for place in places]])
+    return torch.stack(rows, dim=1).permute(0, 3, 1, 2)
 
 
 def slow_rotation(x: Tensor, grid: TokenGrid) -> Tensor:
@@ -73,7 +108,7 @@ def slow_rotation(x: Tensor, grid: TokenGrid) -> Tensor:
 
 
 def entering(model: Any, clips: Tensor, number: int) -> tuple[Tensor, TokenGrid]:
-    """What enters a block, recorded by a hook."""
+    """What enters a block, in the order of the block, recorded by a hook."""
     caught: list[Any] = []
     handle = model.blocks[number - 1].register_forward_pre_hook(lambda block, inputs: caught.extend(inputs))
     model.features(clips)
@@ -158,6 +193,19 @@ def test_film_has_the_size_of_the_clip(tmp_path: Path, capsys: pytest.CaptureFix
     ):
         assert main([*command, *words]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_films_of_a_hiera(tmp_path: Path) -> None:
+    write_videos(tmp_path, 1)
+    torch.manual_seed(0)
+    model = videomaskfeat.create_model("hiera_pico", num_classes=7, head_scale=40.0)
+    recipe = ClassifyRecipe(CLIP, views=1, crops=1, short_side=32, class_names=NAMES)
+    videomaskfeat.save_model(model, tmp_path / "hiera.safetensors", recipe=recipe)
+    command = ["visualize", str(tmp_path / "hiera.safetensors"), str(tmp_path / "000.mp4"), "--attention"]
+    for kind in ("gradcam", "attention", "rollout"):
+        assert main([*command, "--map", kind, "--out", str(tmp_path / "out")]) == 0
+    films = sorted(path.name for path in (tmp_path / "out").glob("*.mp4"))
+    assert films == ["000_attention.mp4", "000_class.mp4", "000_rollout.mp4"]
 
 
 def test_map_of_a_classifier_can_be_its_attention(tmp_path: Path) -> None:

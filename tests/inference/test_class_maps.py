@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
 
 
 def slow_class_map(model: nn.Module, clip: Tensor, label: int, *, step: float = 1e-3) -> np.ndarray:
-    """Gradients by central differences of every value that enters the last block; float [1, 2, 2]."""
+    """Gradients by central differences of every value that enters the last block; float [N]."""
     entering: list[Tensor] = []
     change: list[Tensor] = []
 
@@ -53,8 +53,9 @@ def slow_class_map(model: nn.Module, clip: Tensor, label: int, *, step: float = 
                 values.append(float(model(clip)[0, label]))
             gradient[place] = (values[0] - values[1]) / (2 * step)
     handle.remove()
-    weights = gradient[0, 1:].mean(dim=0)  # [D], without the class token
-    return (tokens[0, 1:] @ weights).clamp(min=0).view(1, 2, 2).numpy()
+    first = model.prefix  # the class token is left out
+    weights = gradient[0, first:].mean(dim=0)  # [D]
+    return (tokens[0, first:] @ weights).clamp(min=0).numpy()
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -64,7 +65,7 @@ def test_map_is_that_of_finite_differences(head: str) -> None:
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)
     clip = torch.randn(1, 3, 2, 16, 16)
-    expected = slow_class_map(model, clip, 1)
+    expected = slow_class_map(model, clip, 1).reshape(1, 2, 2)
     actual = class_maps(model, clip, torch.tensor([1]))[0].numpy()
     assert expected.max() > 0.01
     # Central differences of float32 logits: 1e-7 of the logits over a step of 1e-3, summed over 16 channels.
@@ -73,6 +74,23 @@ def test_map_is_that_of_finite_differences(head: str) -> None:
     pair = class_maps(model, torch.cat([clip, clip.flip(3)]), torch.tensor([1, 1]))
     torch.testing.assert_close(pair[0].numpy(), actual, atol=1e-5, rtol=1e-4)
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_map_of_a_hiera_is_in_the_order_of_the_grid() -> None:
+    """Its last block gets tokens ordered by units: here 1x2x2 units of 1x2x2 tokens."""
+    torch.manual_seed(0)
+    arguments = {"stages": (1, 1), "q_pool": 1, "width": 8, "unit_attention": (True, False)}
+    arguments |= {"mask_unit": (1, 2, 2), "clip_size": (2, 16, 16)}
+    model: Any = videomaskfeat.create_model("hiera_pico", num_classes=3, **arguments).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    clip = torch.randn(1, 3, 2, 16, 16)
+    grouped = slow_class_map(model, clip, 1)
+    assert grouped.max() > 0.01
+    expected = grouped.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(1, 4, 4)
+    assert not np.allclose(expected, grouped.reshape(1, 4, 4), rtol=0.1)
+    actual = class_maps(model, clip, torch.tensor([1]))[0].numpy()
+    np.testing.assert_allclose(actual, expected, atol=5e-3 * max(1.0, float(expected.max())))
 
 
 def test_heat_is_gray_at_0_and_half_color_at_1() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,22 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from tests.interop.layouts import (
+    UNSUPPORTED,
+    expected_of,
+    mvit_of_mmaction2,
+    renamed,
+    state_of,
+    videomae_classifier,
+    videomae_of_mmaction2,
+    videomae_pretrained,
+    vjepa_encoder,
+    vjepa_probe,
+    weights_of,
+)
 from videomaskfeat import cli
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.formats import ratio_of
@@ -50,24 +62,6 @@ def recorded(golden: Path) -> Path:
     return golden / "other_projects"
 
 
-def weights_of(folder: Path) -> Path:
-    return folder / "mvit_v2_tiny.pth" if folder.name == "torchvision_mvit" else folder
-
-
-def state_of(folder: Path) -> dict[str, Tensor]:
-    path = weights_of(folder)
-    if path.is_file():
-        state: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return state
-    return load_file(path / "model.safetensors")
-
-
-def expected_of(folder: Path) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Clip, output, and mask of an MAE."""
-    values = load_file(folder / "expected.safetensors")
-    return values["clip"].float(), values["output"], values.get("mask")
-
-
 @torch.no_grad()
 def output_of(model: nn.Module, clip: Tensor, mask: Tensor | None) -> Tensor:
     """Logits or tokens; of an MAE the predictions at hidden positions [B, hidden, K]."""
@@ -76,48 +70,6 @@ def output_of(model: nn.Module, clip: Tensor, mask: Tensor | None) -> Tensor:
         return result
     grid = mask.view(len(mask), 2, 4, 4)
     return model(clip, grid)[grid].view(len(mask), -1, 96)
-
-
-def renamed(state: Mapping[str, Tensor], *rules: tuple[str, str]) -> dict[str, Tensor]:
-    result = {}
-    for name, value in state.items():
-        for old, new in rules:
-            name = re.sub(old, new, name)
-        result[name] = value.clone()
-    return result
-
-
-def with_fused_attention(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``attn.query``, ``attn.key``, ``attn.value`` as the ``attn.qkv`` of original code."""
-    fused = {
-        name: value for name, value in state.items() if not re.search(r"attn\.(query|key|value)\.", name)
-    }
-    for name in state:
-        if ".attn.query." in name:
-            projections = [state[name.replace("query", kind)] for kind in ("query", "key", "value")]
-            fused[name.replace("query", "qkv")] = torch.cat(projections)
-    return fused
-
-
-TO_VIDEOMAE = (
-    (r"^videomae\.", "encoder."),
-    (r"embeddings\.patch_embeddings\.projection", "patch_embed.proj"),
-    (r"encoder\.layer\.|decoder_layers\.", "blocks."),
-    (r"attention\.attention\.([qv]_bias)", r"attn.\1"),
-    (r"attention\.attention\.", "attn."),
-    (r"attention\.output\.dense", "attn.proj"),
-    (r"intermediate\.dense", "mlp.fc1"),
-    (r"output\.dense", "mlp.fc2"),
-    (r"layernorm_before", "norm1"),
-    (r"layernorm_after", "norm2"),
-    (r"layernorm", "norm"),
-)
-
-
-def videomae_classifier(recorded: Path) -> dict[str, Tensor]:
-    """The recorded classifier in the layout of VideoMAE's own code."""
-    rules = (*TO_VIDEOMAE, (r"^encoder\.", ""), (r"^classifier", "head"))
-    return with_fused_attention(renamed(state_of(recorded / "videomae_classifier"), *rules))
 
 
 @pytest.mark.parametrize("name", RECORDED)
@@ -216,7 +168,7 @@ def test_videomae_on_ssv2_samples_segments(recorded: Path, tmp_path: Path) -> No
 
 def test_videomae_pretraining_checkpoint_of_its_own_code(recorded: Path, tmp_path: Path) -> None:
     folder = recorded / "videomae_pretrained"
-    state = with_fused_attention(renamed(state_of(folder), *TO_VIDEOMAE))
+    state = videomae_pretrained(recorded)
     assert {
         "encoder.blocks.1.attn.q_bias",
         "decoder.blocks.0.attn.v_bias",
@@ -231,18 +183,6 @@ def test_videomae_pretraining_checkpoint_of_its_own_code(recorded: Path, tmp_pat
     model = create_model(converted.name, **converted.arguments).eval()
     load_weights(model, tmp_path / "x.pth")
     torch.testing.assert_close(output_of(model, clip, mask), expected, **CLOSE)
-
-
-def videomae_of_mmaction2(recorded: Path) -> dict[str, Tensor]:
-    """The recorded classifier in the layout of mmaction2."""
-    return renamed(
-        videomae_classifier(recorded),
-        (r"^(?!head)", "backbone."),
-        (r"patch_embed\.proj", "patch_embed.projection"),
-        (r"mlp\.fc1", "mlp.layers.0.0"),
-        (r"mlp\.fc2", "mlp.layers.1"),
-        (r"^head", "cls_head.fc_cls"),
-    )
 
 
 def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Path, tmp_path: Path) -> None:
@@ -265,26 +205,6 @@ def test_videomae_of_mmaction2_has_its_fixed_positions_in_the_file(recorded: Pat
         assert close == (positions == "sincos_1d")
 
 
-def mvit_of_mmaction2(recorded: Path) -> dict[str, Tensor]:
-    """The recorded MViT of torchvision in the layout of mmaction2."""
-    state = renamed(
-        state_of(recorded / "torchvision_mvit"),
-        (r"^conv_proj", "backbone.patch_embed.projection"),
-        (r"^pos_encoding\.class_token", "backbone.cls_token"),
-        (r"^blocks", "backbone.blocks"),
-        (r"^norm\.", "backbone.norm1."),
-        (r"^head\.1", "cls_head.fc_cls"),
-        (r"(pool_[qkv])\.pool", r"\1"),
-        (r"pool_([qkv])\.norm_act\.0", r"norm_\1"),
-        (r"attn\.project\.0", "attn.proj"),
-        (r"mlp\.0", "mlp.fc1"),
-        (r"mlp\.3", "mlp.fc2"),
-        (r"(blocks\.\d)\.project", r"\1.proj"),
-    )
-    state["backbone.cls_token"] = state["backbone.cls_token"].reshape(1, 1, -1)
-    return state
-
-
 def test_mvitv2_of_mmaction2_equals_torchvisions(recorded: Path, tmp_path: Path) -> None:
     folder = recorded / "torchvision_mvit"
     state = mvit_of_mmaction2(recorded)
@@ -294,18 +214,6 @@ def test_mvitv2_of_mmaction2_equals_torchvisions(recorded: Path, tmp_path: Path)
     torch.testing.assert_close(output_of(load_model(tmp_path / "x.pth"), clip, None), expected, **CLOSE)
     torch.save(renamed(state, (r"^backbone\.norm1", "backbone.norm3")), tmp_path / "x.pth")
     torch.testing.assert_close(output_of(load_model(tmp_path / "x.pth"), clip, None), expected, **CLOSE)
-
-
-def vjepa_encoder(recorded: Path) -> dict[str, Tensor]:
-    """The recorded encoder of V-JEPA 2 in the layout of its own code."""
-    state = renamed(
-        state_of(recorded / "vjepa2_encoder"),
-        (r"^encoder\.embeddings\.patch_embeddings", "module.backbone.patch_embed"),
-        (r"^encoder\.layer\.", "module.backbone.blocks."),
-        (r"^encoder\.layernorm", "module.backbone.norm"),
-        (r"\.attention\.", ".attn."),
-    )
-    return with_fused_attention({name: value for name, value in state.items() if "backbone" in name})
 
 
 def test_vjepa2_checkpoint_of_its_own_code(recorded: Path, tmp_path: Path) -> None:
@@ -323,36 +231,6 @@ def test_vjepa2_checkpoint_of_its_own_code(recorded: Path, tmp_path: Path) -> No
     torch.save(checkpoint, tmp_path / "x.pt")
     load_weights(model, tmp_path / "x.pt")
     torch.testing.assert_close(output_of(model, clip, None), expected, **CLOSE)
-
-
-TO_PROBE = (
-    (r"^pooler\.cross_attention_layer\.layer_norm(\d)", r"pooler.cross_attention_block.norm\1"),
-    (r"^pooler\.cross_attention_layer\.mlp", "pooler.cross_attention_block.mlp"),
-    (r"^pooler\.cross_attention_layer\.cross_attn\.([qkv])_proj", r"pooler.cross_attention_block.xattn.\1"),
-    (r"^pooler\.self_attention_layers\.(\d+)\.layer_norm", r"pooler.blocks.\1.norm"),
-    (r"^pooler\.self_attention_layers\.(\d+)\.mlp", r"pooler.blocks.\1.mlp"),
-    (r"^pooler\.self_attention_layers\.(\d+)\.self_attn\.out_proj", r"pooler.blocks.\1.attn.proj"),
-    (r"^pooler\.self_attention_layers\.(\d+)\.self_attn\.([qkv])_proj", r"pooler.blocks.\1.attn.\2"),
-    (r"^classifier", "linear"),
-)
-
-
-def vjepa_probe(recorded: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The recorded classifier of V-JEPA 2 as an encoder and a probe of its own code."""
-    state = state_of(recorded / "vjepa2_classifier")
-    encoder = renamed(
-        {name.removeprefix("vjepa2."): v for name, v in state.items() if ".encoder." in f".{name}"},
-        (r"^encoder\.embeddings\.patch_embeddings", "module.backbone.patch_embed"),
-        (r"^encoder\.layer\.", "module.backbone.blocks."),
-        (r"^encoder\.layernorm", "module.backbone.norm"),
-        (r"\.attention\.", ".attn."),
-    )
-    head = renamed({n: v for n, v in state.items() if n.startswith(("pooler.", "classifier."))}, *TO_PROBE)
-    for name in [name for name in head if re.search(r"(xattn\.k|blocks\.\d+\.attn\.q)\.", name)]:
-        kinds, fused = ("kv", ".kv.") if ".k." in name else ("qkv", ".qkv.")
-        projections = [head.pop(name.replace(f".{kinds[0]}.", f".{kind}.")) for kind in kinds]
-        head[name.replace(f".{kinds[0]}.", fused)] = torch.cat(projections)
-    return with_fused_attention(encoder), {f"module.{name}": value for name, value in head.items()}
 
 
 def test_attentive_probe_is_added_to_its_encoder(recorded: Path, tmp_path: Path) -> None:
@@ -468,27 +346,6 @@ def test_mismatches_with_the_model_are_refused(recorded: Path) -> None:
 
 
 # Recognition.
-
-UNSUPPORTED: dict[str, tuple[dict[str, tuple[int, ...]], str]] = {
-    "timesformer": (
-        {"timesformer.encoder.layer.0.temporal_attention.attention.qkv.weight": (6, 2)},
-        "TimeSformer",
-    ),
-    "original timesformer": ({"model.blocks.0.temporal_attn.qkv.weight": (6, 2)}, "TimeSformer"),
-    "swin": ({"backbone.layers.0.blocks.0.attn.relative_position_bias_table": (9, 1)}, "Swin"),
-    "clip": ({"visual.class_embedding": (4,)}, "CLIP"),
-    "resnet": ({"layer1.0.conv1.weight": (4, 4, 1, 1)}, "ResNet"),
-    "slowfast": ({"s1.pathway0_stem.conv.weight": (4, 3, 1, 7, 7)}, "SlowFast or another convolutional"),
-    "vit-mae": (
-        {
-            "vit.embeddings.patch_embeddings.projection.weight": (4, 3, 2, 2),
-            "vit.embeddings.position_embeddings": (1, 5, 4),
-            "vit.encoder.layer.0.layernorm_before.weight": (4,),
-            "decoder.decoder_pos_embed": (1, 5, 4),
-        },
-        "ViTMAE",
-    ),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)

@@ -15,7 +15,8 @@ import yaml
 from tests.interop.test_slowfast import GOLDEN, KINETICS, write_config
 from tests.jobs.slowfast_yamls import PUBLIC
 from videomaskfeat import cli
-from videomaskfeat.config import keys_of, load_config
+from videomaskfeat.config import load_config
+from videomaskfeat.config_keys import keys_of
 from videomaskfeat.engine.run import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED

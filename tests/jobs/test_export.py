@@ -446,13 +446,13 @@ def test_model_without_finite_output_is_not_exported(tmp_path: Path) -> None:
 
 def test_existing_file_is_replaced_only_on_request(tmp_path: Path, small: Path) -> None:
     (tmp_path / "a.safetensors").write_bytes(b"precious")
-    with pytest.raises(UserError, match=r"a\.safetensors exists already; .*--overwrite to replace it"):
+    with pytest.raises(UserError, match=r"a\.safetensors exists: .*--overwrite to replace it"):
         export(small, tmp_path / "a.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == b"precious"
     export(small, tmp_path / "a.safetensors", overwrite=True)
     assert load_model(tmp_path / "a.safetensors").created_as == load_model(small).created_as
     (tmp_path / "b.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"b\.yaml exists already"):
+    with pytest.raises(UserError, match=r"b\.yaml exists: "):
         export(small, tmp_path / "b.pyth")
     assert not (tmp_path / "b.pyth").exists()
 

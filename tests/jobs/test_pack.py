@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.clip_data import equal, make_clips, write_videos
 from tests.data.make_videos import READERS, read_number, write_video
@@ -23,6 +24,9 @@ from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.pack import pack
+from videomaskfeat.tensor_files import read_safetensors
+
+from .conftest import TINY, Verb
 
 
 @pytest.fixture
@@ -205,3 +209,20 @@ def test_batches_from_shards_are_those_from_files_for_ranks_workers_and_after_a_
         for step, batch in enumerate(own):
             assert equal(batch.clips, expected[step].clips[rank : rank + 1])
     assert sorted(seen) == list(range(12))
+
+
+def test_training_reads_one_shard_with_more_workers_than_shards(
+    sample: Path, tmp_path: Path, verb: Verb
+) -> None:
+    """Readers share a shard, since they read single videos: fewer shards than readers are no mistake."""
+    pack(str(sample / "train.csv"), str(tmp_path / "shards"))
+    assert len(list((tmp_path / "shards").glob("*.tar"))) == 1
+    for name, source in (("files", sample / "train.csv"), ("shards", tmp_path / "shards/index.json")):
+        words = [f"data.train={source}", f"run.folder={tmp_path / name}", "data.workers=3", "optim.epochs=1"]
+        code, _, err = verb("pretrain", *TINY, *words, "optim.warmup_epochs=0.5", "run.threads=1")
+        assert code == 0, err
+    left, right = (
+        read_safetensors(str(tmp_path / name / "weights.safetensors")) for name in ("files", "shards")
+    )
+    for key in left:
+        assert torch.equal(left[key], right[key]), key

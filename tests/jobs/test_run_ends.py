@@ -31,7 +31,7 @@ if __name__ == "__main__":  # worker processes import this file
 
 NOT_CLOSED = """
 import sys
-from videomaskfeat.data.workers import WorkerPool
+from videomaskfeat.data.worker_pool import WorkerPool
 
 if __name__ == "__main__":
     pool = WorkerPool(abs, iter(range(8)), path_of=str, workers=2)

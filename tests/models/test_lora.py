@@ -15,11 +15,13 @@ from torch import Tensor, nn
 
 import videomaskfeat
 from tests.data.clip_data import write_videos
+from tests.jobs.action_set import CLIP, ENCODER, make_action_set
 from tests.jobs.weights_files import write_pretrained
 from videomaskfeat.cli import main
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.lora import add_lora, merge_lora
-from videomaskfeat.models.weights import read_state
+from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.recipe import METADATA_KEY, PretrainRecipe
 
 MVIT = {"depth": 2, "width": 16, "widen_at": (1,), "clip_size": (4, 32, 32)}
 VIT = {"depth": 2, "width": 24, "heads": 2, "clip_size": (4, 32, 32)}
@@ -139,7 +141,7 @@ def test_mistakes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
         add_lora(model, rank=0)
     with pytest.raises(UserError, match="lora: alpha 0 must be above 0"):
         add_lora(model, alpha=0)
-    with pytest.raises(UserError, match="lora needs a classifier, not a ViTMaskFeat"):
+    with pytest.raises(UserError, match="lora needs a classifier or a detector, not a ViTMaskFeat"):
         add_lora(videomaskfeat.create_model("maskfeat_vit_nano", **VIT))
     probe = videomaskfeat.create_model("vit_nano", head="linear", **VIT)
     with pytest.raises(UserError, match="head 'linear' keeps it frozen"):
@@ -183,3 +185,45 @@ def test_finetuning_resumes_and_writes_merged_weights(
     assert "model.lora changes a trained encoder, but model.weights is not set" in capsys.readouterr().err
     assert main([*command, "model.lora={rnk: 2}", f"run.folder={tmp_path / 'other'}"]) == 2
     assert "did you mean 'rank'" in capsys.readouterr().err
+
+
+def test_detector_with_adapters_resumes_and_is_scored_without_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actions = make_action_set(tmp_path)
+    torch.manual_seed(0)
+    encoder = videomaskfeat.create_model("maskfeat_mvitv2_nano", **ENCODER)
+    pretrained, run = tmp_path / "pretrained.safetensors", tmp_path / "run"
+    save_weights(pretrained, encoder, metadata={METADATA_KEY: PretrainRecipe(CLIP).to_json()})
+    command = [
+        *("detect-train", *actions.overrides(run), f"model.weights={pretrained}", "run.loggers=[]"),
+        "optim.warmup_epochs=0",
+        *("model.lora={rank: 2, alpha: 4, targets: [attn.qkv]}", "optim.learning_rate=0.01"),
+    ]
+    assert main([*command, "optim.epochs=1"]) == 0
+    # Blocks of width 8, 16 and 16, heads of 4 actions: adapters, last layer and last norm.
+    learned = 2 * ((8 + 24) + 2 * (16 + 48)) + 4 * 16 + 4 + 2 * 16
+    error = capsys.readouterr().err
+    assert f"({learned / 1e3:.2f} K learned, adapters of rank 2 and the head)" in error
+    assert main([*command, "optim.epochs=2", "run.extend=true"]) == 0
+    steps = [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4]
+    start, end = read_state(pretrained), read_state(run / "weights.safetensors")
+    assert not [name for name in end if "lora" in name or "base_layer" in name]
+    changed = {name for name in start.keys() & end.keys() if not torch.equal(start[name], end[name])}
+    assert changed == {f"blocks.{block}.attn.qkv.weight" for block in range(3)}
+    # The score of the merged weights, by another command, is that of the training.
+    capsys.readouterr()
+    best = str(run / "best.safetensors")
+    out = tmp_path / "out"
+    assert (
+        main(["detect-evaluate", best, *actions.evaluation(), "--boxes", actions.boxes, "--out", str(out)])
+        == 0
+    )
+    summary = json.loads((run / "summary.json").read_text())
+    assert json.loads((out / "result.json").read_text())["mean_ap"] == pytest.approx(
+        summary["mean_ap"], abs=1e-6
+    )
+    without = [word for word in command if not word.startswith("model.weights")]
+    assert main([*without, f"run.folder={tmp_path / 'other'}"]) == 2
+    assert "model.lora changes a trained encoder, but model.weights is not set" in capsys.readouterr().err

@@ -382,11 +382,15 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
             **common,
         )
 
+    def open(self, index: int) -> TimedReader:
+        """The video of a key frame, which stays open for others; raises VideoReadError."""
+        return self._open.get(self.sources[self.key_frames.video[index]])
+
     def _load(self, index: int, rng: np.random.Generator) -> ActionSample:
         source = self.sources[self.key_frames.video[index]]
         key_frame = self.key_frames[index]
         try:
-            reader = self._open.get(source)
+            reader = self.open(index)
             seconds = clip_seconds(
                 reader,
                 np.array([key_frame.seconds - source.start_seconds]),

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat import io
+from videomaskfeat.data.cluster import distribute_calls
 from videomaskfeat.data.reader import VideoInfo, VideoReadError
 from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_in_workers, continue_reading
+from videomaskfeat.data.workers import READ_SECONDS, continue_reading
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.texts import printable_name
@@ -194,6 +195,7 @@ def check_list(
     min_frames: int = 1,
     decode: bool = True,
     read_seconds: float = READ_SECONDS,
+    ray: str = "",
     progress: Progress | None = None,
 ) -> CheckReport:
     """Scan every video of a list of (path, label or None).
@@ -205,10 +207,12 @@ def check_list(
         min_frames: a video with fewer frames is reported as ``short``.
         decode: also decode 16 frames spread over each video; False only tests its header, which is faster.
         read_seconds: time without progress on one file after which it counts as unreadable.
+        ray: address of a Ray cluster that scans instead; see `distribute_calls`.
         progress: called with (files done, total files), in this process.
 
     Raises:
-        UserError: the list is empty, the reader is unknown, or ``workers`` is negative.
+        UserError: the list is empty, the reader is unknown, ``workers`` is negative, or the cluster does not
+            answer.
     """
     rows = list(records)
     if not rows:
@@ -222,13 +226,14 @@ def check_list(
     paths = list(first_row)
     scans: dict[str, Scan] = {}
     calls = [(path, reader, decode) for path in paths]
-    results = call_in_workers(_scan, calls, workers=workers, ahead=_AHEAD, read_seconds=read_seconds)
+    options: dict[str, Any] = {"ray": ray, "workers": workers, "ahead": _AHEAD, "read_seconds": read_seconds}
+    results = distribute_calls(_scan, calls, **options)
     for path, scan in zip(paths, results, strict=True):
         scans[path] = Scan(path, cause=scan.cause) if isinstance(scan, VideoReadError) else scan
         if progress is not None:
             progress(len(scans), len(paths))
     problems = _problems(rows, scans, first_row, min_frames)
-    problems += _equal_contents(rows, scans, first_row, workers, read_seconds)
+    problems += _equal_contents(rows, scans, first_row, options)
     return CheckReport(
         rows=len(rows),
         scans=[scans[path] for path in paths],
@@ -312,8 +317,7 @@ def _equal_contents(
     rows: Sequence[tuple[str, int | None]],
     scans: dict[str, Scan],
     first_row: dict[str, int],
-    workers: int,
-    read_seconds: float,
+    options: Mapping[str, Any],
 ) -> list[Problem]:
     """Files with different paths and equal bytes; only files of equal size are read."""
     by_size: dict[int, list[str]] = defaultdict(list)
@@ -322,7 +326,7 @@ def _equal_contents(
             by_size[scan.size_bytes].append(path)
     suspects = [(path,) for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_digest: dict[str, list[str]] = defaultdict(list)
-    digests = call_in_workers(_digest, suspects, workers=workers, ahead=_AHEAD, read_seconds=read_seconds)
+    digests = distribute_calls(_digest, suspects, **options)
     for (path,), digest in zip(suspects, digests, strict=True):
         if not isinstance(digest, VideoReadError):
             by_digest[digest].append(path)

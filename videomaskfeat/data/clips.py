@@ -17,7 +17,7 @@ from videomaskfeat.data.batches import (
     SharedClips,
     join_clips,
 )
-from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.reader import VideoReader, VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import ShortVideoError
 from videomaskfeat.data.transforms import ClipGeometry, ClipTransform
@@ -238,8 +238,12 @@ class VideoClips(RecordClips[SampleT, BatchT]):
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
         """Build the sample of a video from the frames of each clip, uint8 [T, H, W, C]."""
 
+    def open(self, index: int) -> VideoReader:
+        """The open video of a record; raises VideoReadError."""
+        return open_from(self.memory, self.records[index].path, self.reader)
+
     def _load(self, index: int, rng: np.random.Generator) -> SampleT:
-        with open_from(self.memory, self.records[index].path, self.reader) as video:
+        with self.open(index) as video:
             indices = [self.sampler(video.frames, video.fps, rng=rng) for _ in range(self.samples_per_video)]
             frames = video.read(np.concatenate(indices))  # [S*T, H, W, C]
         return self._sample(np.split(frames, self.samples_per_video), index, rng)

@@ -7,18 +7,22 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import count
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 import numpy as np
 
 from videomaskfeat.data.batches import Failure, SharedClips
 from videomaskfeat.data.clips import BatchT, RecordClips, SampleKey
-from videomaskfeat.data.workers import READ_SECONDS, LostReadings, Reading, TaskT, WorkerPool, in_worker
+from videomaskfeat.data.workers import READ_SECONDS, LostReadings, Reading, in_worker
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import printable_name
 
+if TYPE_CHECKING:
+    from videomaskfeat.data.worker_pool import WorkerPool
+
 logger = logging.getLogger(__name__)
 
+TaskT = TypeVar("TaskT")
 ViewsT_co = TypeVar("ViewsT_co", covariant=True)
 _BatchKeys = tuple[SampleKey, ...]
 
@@ -142,6 +146,8 @@ class Loader(Generic[TaskT, BatchT]):
         }
 
     def _start(self, tasks: Iterator[TaskT | None]) -> WorkerPool[TaskT, BatchT]:
+        from videomaskfeat.data.worker_pool import WorkerPool
+
         return WorkerPool(self._make, tasks, path_of=self._path_of, **self._options)
 
 
@@ -272,7 +278,7 @@ class ClipLoader(Loader[_BatchKeys, BatchT]):
         self._position = (epoch + 1, 0) if last else (epoch, number + 1)
         if batch is None or (last and not self._read_ahead):
             self.close()
-        return None if batch is None else cast(BatchT, _copy_shared_clips(batch))
+        return None if batch is None else cast(BatchT, copy_shared_clips(batch))
 
 
 class Views(Protocol[TaskT, ViewsT_co]):
@@ -357,7 +363,7 @@ def check_minimum(**values: tuple[int, int]) -> None:
             raise UserError(f"{name}={value}: must be at least {minimum}")
 
 
-def _copy_shared_clips(batch: Any) -> Any:
+def copy_shared_clips(batch: Any) -> Any:
     """The batch with clips in its own memory: a worker writes its next batches into the shared memory.
 
     Page-locked batches are copies already.

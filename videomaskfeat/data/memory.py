@@ -16,7 +16,8 @@ from torch import Tensor
 
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.video import open_video
-from videomaskfeat.data.workers import READ_SECONDS, call_in_workers
+from videomaskfeat.data.worker_pool import call_in_workers
+from videomaskfeat.data.workers import READ_SECONDS
 from videomaskfeat.errors import UserError
 from videomaskfeat.machine import available_memory
 

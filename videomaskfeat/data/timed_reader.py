@@ -14,7 +14,13 @@ MISSING_END = 1.0  # seconds beyond the end of the last frame for which it is st
 
 
 class TimedReader(OpenFile):
-    """An open video with frames by time."""
+    """An open video with frames by time.
+
+    Attributes:
+        decoder: as ``VideoReader.decoder``.
+    """
+
+    decoder: str = "pyav"
 
     @property
     @abstractmethod
@@ -74,7 +80,7 @@ class _VideoByTime(TimedReader):
     """Frames by time of a video with frames by index, which is closed with this reader."""
 
     def __init__(self, video: VideoReader) -> None:
-        self.path, self._video = video.path, video
+        self.path, self.decoder, self._video = video.path, video.decoder, video
 
     @property
     def fps(self) -> float:

@@ -15,84 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from videomaskfeat import io
-from videomaskfeat.data.containers import is_exact_in_decord
 from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError, is_picture
-from videomaskfeat.data.timing import average_rate
 from videomaskfeat.errors import PlugInFailed, RunFailed, UserError, check_name
 from videomaskfeat.plugins import import_class, is_plugin
 
 if TYPE_CHECKING:
     from videomaskfeat.data.memory import VideoMemory
-
-
-class InexactIndexError(Exception):
-    """decord opens this file, but would return other frames than those at the given indices."""
-
-
-class DecordReader(VideoReader):
-    """Reads plain mp4 and WebM files (see ``containers``).
-
-    Its memory is stable: with one decoding thread, the resident size of a process rose by 0.5 MB from the
-    50th to the 3,000th opening (each with 15 decoded frames), decord 0.6.0.
-
-    Args:
-        path: a local file.
-        threads: number of decoding threads, see `open_video`.
-
-    Raises:
-        InexactIndexError: decord's index may be wrong for this file, or it is not a video.
-        VideoReadError: decord does not open the file.
-        ModuleNotFoundError: decord is not installed.
-    """
-
-    decoder = "decord"
-
-    def __init__(self, path: str, *, threads: int = 1) -> None:
-        decord = importlib.import_module("decord")
-        decord.logging.set_level(decord.logging.QUIET)
-        self.path = path
-        self._info: VideoInfo | None = None
-        if not is_exact_in_decord(path):
-            raise InexactIndexError(path)
-        try:
-            # Any damaged frame raises an error; by default decord repeats a neighbor in its place. The
-            # path is absolute because FFmpeg reads the text before a colon in a relative path as a protocol.
-            self._reader = decord.VideoReader(os.path.abspath(path), num_threads=threads, fault_tol=1e-9)
-            starts = self._reader.get_frame_timestamp(range(len(self._reader)))[:, 0].astype(np.float64)
-            keys = self._reader.get_key_indices()
-        except UnicodeEncodeError as error:
-            raise VideoReadError(path, "decord cannot open files with names that are not UTF-8") from error
-        except (decord.DECORDError, RuntimeError, AssertionError, LookupError, MemoryError) as error:
-            raise VideoReadError(path, _decord_message(error)) from error
-        if keys[:1] != [0] or starts[0] < 0 or (np.diff(starts) <= 0).any():
-            raise InexactIndexError(path)
-        self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, MemoryError)
-        self.frames = len(self._reader)
-        self.fps = average_rate(starts, stated_fps=float(self._reader.get_avg_fps()))
-
-    @property
-    def info(self) -> VideoInfo:
-        """All facts; the first access opens the file in PyAV, since decord reports no rotation and codec."""
-        if self._info is None:
-            with _open_in_pyav(self.path) as reader:
-                self._info = reader.info
-        return self._info
-
-    def close(self) -> None:
-        """Release the file and the decoder; may be called twice."""
-        self._reader = None
-
-    def _read(self, indices: np.ndarray) -> np.ndarray:
-        try:
-            return self._reader.get_batch(indices).asnumpy()
-        except self._errors as error:
-            raise VideoReadError(self.path, _decord_message(error)) from error
-
-
-def _decord_message(error: Exception) -> str:
-    """decord's message without its time stamp, source line and stack."""
-    text = str(error).strip().splitlines()
-    return f"decord: {text[0].split('] ', 1)[-1].split(': ', 1)[-1]}" if text else "decord cannot read it"
 
 
 class MemoryReader(VideoReader):
@@ -174,6 +102,8 @@ def _open_file(local: str, *, name: str, reader: str, threads: int) -> VideoRead
 
         return FrameFolderReader(local) if os.path.isdir(local) else ImageReader(local)
     if reader != "pyav":
+        from videomaskfeat.data.readers_decord import DecordReader, InexactIndexError
+
         try:
             video = DecordReader(local, threads=threads)
             return video if reader == "decord" else _FallbackReader(video, threads)
@@ -188,10 +118,11 @@ def _open_file(local: str, *, name: str, reader: str, threads: int) -> VideoRead
                 raise UserError(
                     "reader 'decord' is not installed; pip install decord, or use 'pyav'"
                 ) from error
-    return _open_in_pyav(local, threads=threads)
+    return open_in_pyav(local, threads=threads)
 
 
-def _open_in_pyav(path: str, *, threads: int = 1) -> VideoReader:
+def open_in_pyav(path: str, *, threads: int = 1) -> VideoReader:
+    """Open a local video in PyAV, with its errors."""
     from videomaskfeat.data.readers_pyav import PyAvReader
 
     return PyAvReader(path, threads=threads)
@@ -237,7 +168,7 @@ def available_readers() -> dict[str, str]:
 class _FallbackReader(VideoReader):
     """decord until it fails on a frame, PyAV from then on."""
 
-    def __init__(self, video: DecordReader, threads: int) -> None:
+    def __init__(self, video: VideoReader, threads: int) -> None:
         self.path, self._threads = video.path, threads
         self._use(video)
 
@@ -275,6 +206,6 @@ class _FallbackReader(VideoReader):
             raise error
         _log.debug("%s: decord fails, so PyAV reads it from now on: %r", self.path, error)
         self._reader.close()
-        self._use(_open_in_pyav(self.path, threads=self._threads))
+        self._use(open_in_pyav(self.path, threads=self._threads))
         if indices.max() >= self.frames:
             raise VideoReadError(self.path, f"damaged after frame {self.frames}") from error

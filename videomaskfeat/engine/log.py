@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import resource
-import socket
 import sys
 import time
 from abc import ABC, abstractmethod
@@ -348,60 +346,8 @@ def _attach(stack: ExitStack, handler: logging.Handler) -> None:
     package.setLevel(logging.INFO)
 
 
-class TensorBoard(StepLogger):
-    """A file of scalars in ``tensorboard/``; it hides the points after ``first_step`` of an interrupted run.
-
-    It writes at once and in this thread. On a full disk the thread of torch's SummaryWriter prints a
-    traceback, and the run gets the error some steps later.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        # Slow to import, and optional.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
-
-        super().__init__(folder, first_step)
-        make_folder(folder / "tensorboard")
-        name = (
-            f"events.out.tfevents.{time.time():010.0f}.{socket.gethostname()}.{os.getpid()}.{next(_BOARDS)}"
-        )
-        self._file = RecordWriter(open_file(folder / "tensorboard" / name, "wb"))
-        self._event, self._summary = Event, Summary
-        self._add(file_version="brain.Event:2")
-        if first_step:
-            self._add(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
-
-    def write(self, record: Record, step: int) -> None:
-        values = [
-            self._summary.Value(tag=key, simple_value=value)
-            for key, value in record.items()
-            if key != "step" and isinstance(value, (int, float))
-        ]
-        self._add(step=step, summary=self._summary(value=values))
-
-    def write_pictures(self, pictures: Sequence[Path], step: int) -> None:
-        for path in pictures:
-            content = path.read_bytes()
-            width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))  # of a PNG
-            image = self._summary.Image(
-                height=height, width=width, colorspace=3, encoded_image_string=content
-            )
-            value = self._summary.Value(tag=f"pictures/{path.stem}", image=image)
-            self._add(step=step, summary=self._summary(value=[value]))
-
-    def close(self) -> None:
-        self._file.close()
-
-    def _add(self, **content: Any) -> None:
-        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
-        self._file.flush()
-
-
-_BOARDS = itertools.count()  # event files of this process
-
 LOGGERS: dict[str, str] = {
-    "tensorboard": "videomaskfeat.engine.log:TensorBoard",
+    "tensorboard": "videomaskfeat.engine.event_files:TensorBoard",
     "wandb": "videomaskfeat.engine.services:WeightsAndBiases",
     "mlflow": "videomaskfeat.engine.services:MLflow",
 }

@@ -16,7 +16,7 @@ import simplejson
 import torch
 from torch import nn
 
-from videomaskfeat.config import check_config, config_text, current_values, flat, free_keys, load_config
+from videomaskfeat.config_keys import check_config, config_text, current_values, flat, free_keys
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
@@ -38,7 +38,7 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import choose_run_kernels, with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
-from videomaskfeat.texts import read_yaml
+from videomaskfeat.texts import printable_name
 
 logger = logging.getLogger(__name__)
 
@@ -121,10 +121,14 @@ class RunFolder:
         Raises:
             UserError: it is a config of another run or another job.
         """
+        from videomaskfeat.config import load_config  # a new run has no earlier config
+
         config_path = self.path / "config.yaml"
         try:
             earlier = load_config(type(self._config), str(config_path))
         except UserError as error:
+            from videomaskfeat.yaml_files import read_yaml
+
             sections = read_yaml(config_path, what="a config") or {}
             job = next((_JOBS[name] for name in _JOBS if name in sections), "")
             kind = f"of {job}" if job and _JOBS.keys() & sections - vars(self._config).keys() else ""
@@ -224,6 +228,7 @@ class Run(ABC):
     Attributes:
         kind: kind of the training in summary.json.
         unit: name of the samples.
+        usual_steps: steps that small models usually need; 0: unknown.
         loader: training batches, a context manager with ``close()``.
         heldout: loader of the batches that `heldout_batches` yields, or None.
         counter: counts unreadable inputs: ``add(failures)``, which may end the run, and ``skipped_records``.
@@ -239,6 +244,7 @@ class Run(ABC):
 
     kind: ClassVar[str]
     unit: ClassVar[str] = "clips"
+    usual_steps: ClassVar[int] = 0
     loader: Any
     heldout: Any = None
     counter: Any
@@ -259,23 +265,53 @@ class Run(ABC):
         self.extensions = Extensions()
         torch.manual_seed(config.run.seed)
 
-    def set_model(self, model: nn.Module) -> None:
-        """Set the model, which is on the CPU, and build optimizer, schedule and average."""
-        optim = self.config.optim
-        self.model = model
+    def set_model(self, model: nn.Module, *, followers: Sequence[nn.Module] = ()) -> None:
+        """Set the model, which is on the CPU, and build optimizer, schedule and average.
+
+        Args:
+            model: the model.
+            followers: networks on the device that follow its weights, such as teachers.
+        """
+        optim, average = self.config.optim, self.config.optim.ema_decay
+        self.model, sharded = model, self._is_sharded()
         choice = choose_run_kernels(self.config, model, bf16=self.bf16, device=self.device)
         self.kernels = str(choice)
         self._set_run_keys(kernels=str(choice.kernels))
-        self.network = distributed.parallel(model, self.device)
+        if not sharded:
+            self.network = distributed.parallel(model, self.device)
+        self.ema = None if average is None else ExponentialMovingAverage(model.to(self.device), decay=average)
+        self._networks = [model, *followers, *([] if self.ema is None else [self.ema.module])]
+        if sharded:
+            from videomaskfeat.engine.sharding import build_mesh, shard
+
+            mesh = build_mesh(self.config.run.parallel, self.device)
+            for network in self._networks:
+                shard(network, mesh)
+            self.network = model
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
-        self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
+
+    def _is_sharded(self) -> bool:
+        """Whether the weights are divided over the ranks; one rank has nothing to divide."""
+        return self.config.run.parallel != "ddp" and distributed.world_size() > 1
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which every rank has the whole model, its average and its followers.
+
+        All ranks must enter it.
+        """
+        if not self._is_sharded():
+            return nullcontext()
+        from videomaskfeat.engine.sharding import whole
+
+        return whole(*self._networks)
 
     def fit_memory(self, encoder: nn.Module, example: Sequence[torch.Tensor]) -> None:
         """Estimate the memory of a step, and recompute blocks of the encoder to fit ``run.memory_gb``.
 
         Without the key, the estimate is made on a GPU only, and a step that does not fit is warned of. Clips
-        of a teacher, and other networks than the model, are not counted.
+        of a teacher, and other networks than the model, are not counted. Does nothing if weights are divided
+        over the ranks.
 
         Args:
             encoder: part of the model with ``blocks``.
@@ -284,7 +320,7 @@ class Run(ABC):
         Raises:
             UserError: a step does not fit even if all blocks are recomputed.
         """
-        if not hasattr(encoder, "blocks"):
+        if not hasattr(encoder, "blocks") or self._is_sharded():
             return
         from videomaskfeat.engine.memory import plan_memory
 
@@ -408,14 +444,16 @@ class Run(ABC):
             for loader in (self.loader, self.heldout):
                 if loader is not None:
                     stack.enter_context(loader)
-            distributed.run_on_main(lambda: self._open(environment))
-            self.prepare()
+            with self.whole():
+                distributed.run_on_main(lambda: self._open(environment))
+                self.prepare()
             result = self._loop()
             self.loader.close()  # frees memory for the final evaluation
             failures = result.progress.failures
             if result.status == "interrupted":
                 logger.info("interrupted; saved as %s; the same command resumes from it", result.checkpoint)
                 return Outcome(self.path, False, failures, {})
+            stack.enter_context(self.whole())
             summary = {
                 "kind": self.kind,
                 "steps": result.progress.step,
@@ -482,14 +520,19 @@ class Run(ABC):
                 ema=self.ema,
                 fingerprint={**self.folder.fingerprint, **self.facts},
                 upgrade_fingerprint=self.folder.upgrade_fingerprint,
-                evaluate=self.evaluate if self.evaluates else None,
+                evaluate=self._evaluate_whole if self.evaluates else None,
                 on_failures=self._count_failures,
+                name_of=lambda index: printable_name(self.loader.dataset.records[index].path),
                 before_step=self.before_step,
                 after_step=self.after_step,
                 on_resume=self._resumed,
                 extra={"failures": self.counter, "extensions": self.extensions, **self.state},
             )
         )
+
+    def _evaluate_whole(self) -> dict[str, float]:
+        with self.whole():
+            return self.evaluate()
 
     def _count_failures(self, failures: Sequence[Any]) -> None:
         """Count failures, and list them in failures.jsonl even if the counter ends the run."""
@@ -524,6 +567,7 @@ class Run(ABC):
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
             loggers=tuple(run.loggers),
+            step_seconds=60 * run.step_timeout_minutes,
             evaluation_note=self.evaluation_note,
         )
 
@@ -577,7 +621,11 @@ def run_training(
     device = distributed.choose_device(config.run.device)
     with (
         explained_out_of_memory(config, device),
-        distributed.process_group(device, timeout_seconds=60 * config.run.rank_timeout_minutes),
+        distributed.process_group(
+            device,
+            timeout_seconds=60 * config.run.rank_timeout_minutes,
+            join_seconds=60 * config.run.join_timeout_minutes,
+        ),
         # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):

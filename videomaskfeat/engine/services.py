@@ -14,11 +14,12 @@ from typing import Any, ClassVar
 
 import simplejson
 
-from videomaskfeat.config import flat_values
+from videomaskfeat.config_keys import flat_values
 from videomaskfeat.engine.log import Record, StepLogger
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, whole_file
-from videomaskfeat.texts import read_json, read_yaml
+from videomaskfeat.texts import read_json
+from videomaskfeat.yaml_files import read_yaml
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,6 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from videomaskfeat.config import load_config
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.checkpoint import CheckpointFolder
@@ -168,6 +167,8 @@ def stored_run_section(config: Any) -> Any:
     folder = Path(config.run.folder)
     if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
         return None
+    from videomaskfeat.config import load_config
+
     try:
         return load_config(type(config), str(folder / "config.yaml")).run
     except UserError:

@@ -73,11 +73,16 @@ def attention_maps(
     stem, prefix = inputs[0][1], model.prefix
     shares: Tensor | None = None
     for tokens, grid, layer in reversed(inputs):
-        weights, queries, keys = layer.attention_weights(tokens, grid)
-        weights = weights.float().mean(dim=1)  # [B, P+N', P+N"]
-        if shares is None:
-            shares = _first_queries(model, weights)  # [B, P+N']
-        attended = (shares[:, None] @ weights)[:, 0]  # [B, P+N"]
+        if hasattr(layer, "attend_shares"):  # attends within units, without a matrix of all tokens
+            queries, keys = layer.query_grid(grid), grid
+            if shares is None:
+                shares = _first_queries(model, tokens, prefix + queries.size)  # [B, P+N']
+            attended = layer.attend_shares(tokens, grid, shares)  # [B, P+N"]
+        else:
+            weights, queries, keys = layer.attention_weights(tokens, grid)
+            if shares is None:
+                shares = _first_queries(model, tokens, weights.shape[2])
+            attended = (shares[:, None] @ weights.float().mean(dim=1))[:, 0]
         if not rollout:
             return _interpolate(attended[:, prefix:], keys, stem)
         attended = _distribute(attended, keys, grid, prefix)  # [B, P+N]
@@ -100,7 +105,8 @@ def _inputs_of_blocks(
         if not hasattr(layer, "attention_weights"):
             raise UserError(
                 f"block {number} is a {type(layer).__name__}, which has no attention weights; the maps "
-                "attention and rollout need its method attention_weights(tokens, grid), as in MViT and ViT"
+                "attention and rollout need its method attention_weights(tokens, grid), as in MViT, ViT and "
+                "Hiera"
             )
         inputs.append((tokens, grid, layer))
         if number < (block or count):
@@ -108,13 +114,13 @@ def _inputs_of_blocks(
     return inputs
 
 
-def _first_queries(model: Encoder, weights: Tensor) -> Tensor:
-    """The share of each query [B, P+N'] in what the head reads."""
-    shares = weights.new_zeros(weights.shape[:2])
+def _first_queries(model: Encoder, tokens: Tensor, queries: int) -> Tensor:
+    """The share of each query, float32 [B, P+N'], in what the head reads."""
+    shares = torch.zeros(len(tokens), queries, device=tokens.device)
     if getattr(model, "head_kind", "") == "token":
         shares[:, 0] = 1
     else:
-        shares[:, model.prefix :] = 1 / (weights.shape[1] - model.prefix)
+        shares[:, model.prefix :] = 1 / (queries - model.prefix)
     return shares
 
 

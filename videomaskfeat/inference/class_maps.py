@@ -41,6 +41,8 @@ def class_maps(model: Classifier, clips: Tensor, labels: Tensor) -> Tensor:
         handle.remove()
     tokens, grid = inputs
     (gradient,) = torch.autograd.grad(selected, tokens)  # [B, P+N, D]
+    before = len(model.blocks) - 1
+    tokens, gradient = (model.in_grid_order(one, grid, before) for one in (tokens, gradient))
     first = tokens.shape[1] - grid.size
     weights = gradient[:, first:].mean(dim=1, keepdim=True)  # [B, 1, D]
     values = (tokens[:, first:].detach() * weights).sum(dim=-1).clamp(min=0)  # [B, N]

@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from videomaskfeat.config import flat, load_config
+from videomaskfeat.config import load_config
+from videomaskfeat.config_keys import flat
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file
 from videomaskfeat.recipe import ClipRecipe, sides_of_crop

@@ -15,7 +15,7 @@ from videomaskfeat.data.clips import sample_generator
 from videomaskfeat.data.sampling import ShortVideoError, clip_indices_middle
 from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
-from videomaskfeat.data.workers import call_in_workers
+from videomaskfeat.data.worker_pool import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
 from videomaskfeat.inference.classifiers import ClassMap, ClipMap
 from videomaskfeat.io import make_folder, output_paths

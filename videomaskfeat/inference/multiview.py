@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -131,6 +131,14 @@ def evaluate_model(
         UserError: a value is out of range, a reader is not installed, or no video could be read.
         RunFailed: a score is not finite.
     """
+    with evaluation_mode(model):
+        return classifier_scorer(model, records, recipe, machine).score_on_all_ranks(progress)
+
+
+def classifier_scorer(
+    model: nn.Module, records: Records, recipe: ClassifyRecipe, machine: Machine
+) -> ListScorer:
+    """The scorer of :func:`evaluate_model`, for a model in evaluation mode."""
     check_name("average", recipe.average, AVERAGES)
     activation = AVERAGES[recipe.average]
 
@@ -138,8 +146,7 @@ def evaluate_model(
         return activation(logits).mean(dim=1)
 
     network = ClipPass(distributed.unwrap(model), recipe.clip, machine)
-    with evaluation_mode(model):
-        return _score_list(network, average_views, records, recipe, progress)
+    return ListScorer(network, average_views, records, recipe)
 
 
 def video_features(
@@ -159,6 +166,18 @@ def video_features(
         UserError: the model has no features; or as :func:`evaluate_model`.
         RunFailed: a feature is not finite.
     """
+    with evaluation_mode(model):
+        return feature_scorer(model, records, recipe, machine).score_on_all_ranks(progress)
+
+
+def feature_scorer(
+    model: nn.Module, records: Records, recipe: ClassifyRecipe, machine: Machine
+) -> ListScorer:
+    """The scorer of :func:`video_features`, for a model in evaluation mode.
+
+    Raises:
+        UserError: the model has no features.
+    """
     plain = distributed.unwrap(model)
     features: Any = getattr(plain, "features", None)
     if not callable(features):
@@ -169,8 +188,7 @@ def video_features(
     def average_views(features: Tensor) -> Tensor:
         return nn.functional.normalize(features.mean(dim=1), dim=-1)
 
-    with evaluation_mode(model):
-        return _score_list(ClipPass(features, recipe.clip, machine), average_views, records, recipe, progress)
+    return ListScorer(ClipPass(features, recipe.clip, machine), average_views, records, recipe)
 
 
 def build_views(
@@ -251,6 +269,15 @@ def run_on_every_rank(work: Callable[[], T]) -> list[T]:
     return [own[0] for own in distributed.gather_objects(result)]
 
 
+def refuse_ranks_on_ray(ray: str) -> None:
+    """Raise UserError if a Ray cluster is given to several ranks, which would all use it."""
+    if ray and distributed.world_size() > 1:
+        raise UserError(
+            f"ray={ray} with {distributed.world_size()} ranks: a cluster has its own processes; start the "
+            "command without torchrun"
+        )
+
+
 def hold_videos(
     data: ListConfig,
     loaders: Iterable[Any],
@@ -307,41 +334,64 @@ def hold_videos(
     return memory
 
 
-_RankScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
-"""Scores, labels and rows of each batch of a rank, and its unreadable videos."""
+ShareScores = tuple[list[tuple[np.ndarray, ...]], list[Failure]]
+"""Scores, labels and rows of each batch of a share of a list, and its unreadable videos."""
 
 
-def _score_list(
-    network: ClipPass,
-    average_views: Callable[[Tensor], Tensor],
-    records: Records,
-    recipe: ClassifyRecipe,
-    progress: Progress | None,
-) -> VideoScores:
-    """The scores of all ranks; ``average_views`` averages float64 [n, V*S, K] over the views."""
-    machine = network.machine
-    per_batch = machine.videos_per_batch
-    if per_batch is None:
-        per_batch = max(_CLIPS_IN_MEMORY // max(recipe.views * recipe.crops, 1), 1)
-    loader = ViewLoader(
-        build_views(records, recipe, reader=machine.reader, memory=machine.memory),
-        per_batch=per_batch,
-        workers=machine.workers,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        pin_memory=machine.torch_device.type == "cuda",
-    )
+@dataclass(frozen=True)
+class ListScorer:
+    """Scores a list in shares, on any number of processes.
 
-    def work() -> _RankScores:
+    Attributes:
+        network: the network with its machine.
+        average_views: averages float64 [n, V*S, K] over the views: [n, K].
+        records: the list.
+        recipe: how clips are cut.
+    """
+
+    network: ClipPass
+    average_views: Callable[[Tensor], Tensor]
+    records: Records
+    recipe: ClassifyRecipe
+
+    @property
+    def videos_per_batch(self) -> int:
+        """Videos per batch of the loader."""
+        per_batch = self.network.machine.videos_per_batch
+        return per_batch or max(_CLIPS_IN_MEMORY // max(self.recipe.views * self.recipe.crops, 1), 1)
+
+    def score_on_all_ranks(self, progress: Progress | None = None) -> VideoScores:
+        """The scores of the whole list; each rank scores a share, and all ranks call it."""
+        rank, ranks = distributed.rank(), distributed.world_size()
+        report = progress if distributed.is_main() else None
+        shares = run_on_every_rank(lambda: self.score_share(rank, ranks, report))
+        return join_shares(shares, self.records)
+
+    def score_share(self, number: int, shares: int, progress: Progress | None = None) -> ShareScores:
+        """Score the rows ``number``, ``number + shares``, ... of the list.
+
+        Raises:
+            RunFailed: a score is not finite.
+        """
+        records, machine = self.records, self.network.machine
+        loader = ViewLoader(
+            build_views(records, self.recipe, reader=machine.reader, memory=machine.memory),
+            per_batch=self.videos_per_batch,
+            workers=machine.workers,
+            rank=number,
+            world_size=shares,
+            pin_memory=machine.torch_device.type == "cuda",
+        )
         results: list[tuple[np.ndarray, ...]] = []
         failures: list[Failure] = []
         with closing(iter(loader)) as batches:
-            for number, batch in enumerate(batches, start=1):
+            for done, batch in enumerate(batches, start=1):
                 stop_if_requested()
                 failures.extend(batch.failures)
                 if len(batch.index):
-                    outputs = network(batch.clips)  # [n*V*S, K]
-                    scores = average_views(outputs.view(len(batch.index), -1, outputs.shape[1]))  # [n, K]
+                    outputs = self.network(batch.clips)  # [n*V*S, K]
+                    outputs = outputs.view(len(batch.index), -1, outputs.shape[1])  # [n, V*S, K]
+                    scores = self.average_views(outputs)  # [n, K]
                     finite = scores.isfinite().all(dim=1)
                     if not finite.all():
                         row = batch.index[~finite].tolist()[0] + 1
@@ -350,17 +400,19 @@ def _score_list(
                             "weights are damaged, or its training diverged"
                         )
                     results.append((scores.float().numpy(), batch.labels.numpy(), batch.index.numpy()))
-                if progress is not None and distributed.is_main():
-                    done = number * per_batch * distributed.world_size()
-                    progress(min(done, len(records)), len(records))
+                if progress is not None:
+                    progress(min(done * self.videos_per_batch * shares, len(records)), len(records))
         return results, failures
 
-    return _join(run_on_every_rank(work), records)
 
+def join_shares(shares: Sequence[ShareScores], records: Records) -> VideoScores:
+    """The scores of a list from those of all its shares.
 
-def _join(ranks: list[_RankScores], records: Records) -> VideoScores:
-    batches = [batch for results, _ in ranks for batch in results]
-    failures = sorted((failure for _, own in ranks for failure in own), key=lambda failure: failure.index)
+    Raises:
+        UserError: no video could be read.
+    """
+    batches = [batch for results, _ in shares for batch in results]
+    failures = sorted((failure for _, own in shares for failure in own), key=lambda failure: failure.index)
     if not batches:
         raise UserError(
             f"{records.source}: none of its {len(records)} videos could be read; the first: "

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from videomaskfeat.errors import UserError, nearest
-from videomaskfeat.texts import read_yaml as read_plain_yaml
 from videomaskfeat.texts import show_text
+from videomaskfeat.yaml_files import read_yaml as read_plain_yaml
 
 # An empty tuple stands for PySlowFast's default None (a kernel, an adaptive stride); the reader refuses it if
 # it needs a value.

@@ -21,7 +21,8 @@ from typing import Any, Literal
 import simplejson
 import torch
 
-from videomaskfeat.config import check_config, flat, load_config
+from videomaskfeat.config import load_config
+from videomaskfeat.config_keys import check_config, flat
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16

@@ -41,10 +41,11 @@ from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.results import describe_detection, describe_weights
 from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.models import create_model_from
-from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.models.cost import describe_parameters, multiply_adds
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
+from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
@@ -81,6 +82,9 @@ class DetectRun(Run):
         self.recipe = build_recipe(config, self.lists)
         self.loss = build_loss(config, self.lists, device)
         model, self.load_report = build_detector(config, self.lists.classes)
+        self.lora = read_lora(config.model.lora, weights=config.model.weights)
+        if self.lora is not None:
+            add_lora(model, **vars(self.lora))
         if self.load_report is not None:
             self.load_warning = compare_levels(
                 config.model.weights, self.recipe.clip, self.load_report.normalization
@@ -112,11 +116,11 @@ class DetectRun(Run):
         config, clip, lists, model = self.config, self.config.clip, self.lists, self.model
         size = (1, 3, *self.recipe.clip.size)
         inputs = (torch.zeros(size), torch.tensor([[0.0, 0.0, 0.0, size[4], size[3]]]))
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        how = f"adapters of rank {self.lora.rank} and the head" if self.lora else ""
         tokens, maps = model.token_grid(size), model.output_grid(size)  # type: ignore[operator]
         tested = "" if lists.tested is None else f", {len(lists.tested)} held out"
         return [
-            f"model     {config.model.name}: {parameters / 1e6:.2f} M parameters, "
+            f"model     {config.model.name}: {describe_parameters(model, how)}, "
             f"{multiply_adds(model, inputs) / 1e9:.1f} G multiply-adds per clip with one box",
             f"clip      {clip.frames} frames x stride {clip.stride}, {size[3]}x{size[4]} pixels: "
             f"{tokens} = {tokens.size} tokens, boxes are cut from maps of {maps}",
@@ -185,6 +189,8 @@ class DetectRun(Run):
         self.save_last()
         if self.lists.tested is None:
             return {}
+        if self.lora is not None:
+            merge_lora(self.model)
         load_into(self.model, read_state(self.best.path), source=str(self.best.path))
         evaluate = self.config.evaluate
         scores = self.score(self.lists.tested, scales=evaluate.scales, flip=evaluate.flip)
@@ -198,8 +204,8 @@ class DetectRun(Run):
             "area": self.recipe.area,
         }
 
-    def write_score(self, scores: BoxScores) -> tuple[dict[str, float], list[str]]:
-        """Write the folder ``score``; return its mAP, the chance level, and the final log lines."""
+    def write_score(self, scores: BoxScores) -> tuple[dict[str, Any], list[str]]:
+        """Write the folder ``score``; return its mAP, chance level and interval, and the final log lines."""
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
@@ -224,7 +230,9 @@ class DetectRun(Run):
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in format_failures(scores.failures)),
         ]
-        return {"mean_ap": scored.result.mean_ap, "mean_ap_chance": scored.chance}, lines
+        facts = {"chance": scored.chance, "interval": scored.interval}
+        means = {f"mean_ap_{name}": value for name, value in facts.items() if value is not None}
+        return {"mean_ap": scored.result.mean_ap, **means}, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         return self.final_lines if "mean_ap" in summary else []

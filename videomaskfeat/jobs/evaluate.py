@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 import os
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from videomaskfeat.data.cluster import call_on_cluster
 from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
@@ -22,12 +26,17 @@ from videomaskfeat.inference.lists import (
     resolve_class_names,
 )
 from videomaskfeat.inference.multiview import (
+    ListScorer,
     Machine,
     Progress,
+    ShareScores,
     VideoScores,
     build_views,
-    evaluate_model,
-    video_features,
+    classifier_scorer,
+    evaluation_mode,
+    feature_scorer,
+    join_shares,
+    refuse_ranks_on_ray,
 )
 from videomaskfeat.inference.results import describe_failures, describe_views, describe_weights, hash_records
 from videomaskfeat.inference.scores import Evaluated, ScoredList, make_output_folders, write_evaluation
@@ -90,6 +99,7 @@ class Neighbors:
     temperature: float = 0.07
 
 
+_BATCHES_PER_TASK = 4  # on a Ray cluster
 AS_TESTED, DETECTED_FORMAT, THIS_MACHINE = ViewOptions(), ListChoice(), Machine()
 
 
@@ -102,6 +112,7 @@ def evaluate(
     lists: ListChoice = DETECTED_FORMAT,
     neighbors: Neighbors | None = None,
     machine: Machine = THIS_MACHINE,
+    ray: str = "",
     submission: str = "",
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -117,6 +128,7 @@ def evaluate(
         lists: how lists are read.
         neighbors: classify by the nearest videos of a training list; None: by the head of the network.
         machine: device and loading options.
+        ray: address of a Ray cluster whose nodes score the videos; empty: this process, or the ranks.
         submission: file for a Something-Something-v2 test submission; empty: none.
         overwrite: replace the files of an earlier evaluation.
         progress: called with the number of scored videos, and the total.
@@ -127,13 +139,14 @@ def evaluate(
         RunFailed: the output of the network is not finite.
     """
     with distributed.process_group(machine.torch_device):
+        refuse_ranks_on_ray(ray)
         evaluation = _Evaluation(os.fspath(weights), list_path, views, lists, neighbors, machine)
         distributed.run_on_main(lambda: make_output_folders(out, submission, overwrite=overwrite))
         model = evaluation.model
         network = None if neighbors is None else model.features
         choose_inference_threads(model, evaluation.recipe.clip, machine, network=network)
         start = time.monotonic()
-        scored, train = evaluation.score(progress)
+        scored, train = evaluation.score(progress, ray)
         seconds = round(time.monotonic() - start, 1)
         result, text = distributed.run_on_main(
             lambda: write_evaluation(
@@ -156,6 +169,9 @@ class _Evaluation:
         neighbors: Neighbors | None,
         machine: Machine,
     ) -> None:
+        # A node of a Ray cluster may have another device, but must use the same precision.
+        of_nodes = dataclasses.replace(machine, precision=machine.precision_used)
+        self.arguments = (weights, list_path, views, lists, neighbors, of_nodes)
         self.weights, self.list_path = weights, list_path
         self.neighbors, self.machine = neighbors, machine
         if neighbors is not None:
@@ -189,17 +205,36 @@ class _Evaluation:
                 _check_kind(records, self.recipe, weights, self.neighbors)
                 check_records(records, classes=classes, source=source, named=bool(names))
 
-    def score(self, progress: Progress | None) -> tuple[ScoredList, VideoScores | None]:
+    def score(self, progress: Progress | None, ray: str) -> tuple[ScoredList, VideoScores | None]:
         """The scores of the list, and with neighbors the features of the training list."""
         if self.neighbors is None:
-            tested = evaluate_model(self.model, self.records, self.recipe, self.machine, progress=progress)
+            tested = self._score_list("list", progress, ray)
             return self._build_scored_list(tested, tested.scores, self.recipe.average), None
-        assert self.train is not None
-        train, tested = (
-            video_features(self.model, records, self.recipe, self.machine, progress=progress)
-            for records in (self.train, self.records)
-        )
+        train, tested = (self._score_list(name, progress, ray) for name in ("training list", "list"))
         return self._build_scored_list(tested, self._vote(self.neighbors, train, tested), "knn"), train
+
+    def scorer(self, name: str) -> ListScorer:
+        """The scorer of the list or of the training list; the model must be in evaluation mode."""
+        records = self.records if name == "list" else self.train
+        assert records is not None
+        build = classifier_scorer if self.neighbors is None else feature_scorer
+        return build(self.model, records, self.recipe, self.machine)
+
+    def _score_list(self, name: str, progress: Progress | None, ray: str) -> VideoScores:
+        scorer = self.scorer(name)
+        with evaluation_mode(self.model):
+            if not ray:
+                return scorer.score_on_all_ranks(progress)
+        # The shares do not depend on the cluster, so the result does not either.
+        count = math.ceil(len(scorer.records) / (_BATCHES_PER_TASK * scorer.videos_per_batch))
+        calls = [(self.arguments, name, number, count) for number in range(count)]
+        shares: list[ShareScores] = []
+        with closing(call_on_cluster(_score_share, calls, ray=ray, device=self.machine.device)) as results:
+            for result in results:
+                shares.append(result)
+                if progress is not None:
+                    progress(len(scorer.records) * len(shares) // count, len(scorer.records))
+        return join_shares(shares, scorer.records)
 
     def describe(self, train: VideoScores | None) -> dict[str, Any]:
         """The inputs of the result; only rank 0 calls it."""
@@ -262,6 +297,18 @@ class _Evaluation:
             self.names,
             targets=targets,
         )
+
+
+def _score_share(arguments: tuple[Any, ...], name: str, number: int, shares: int) -> ShareScores:
+    """Score a share of a list. Runs on a node of a Ray cluster, which keeps the model for its next share."""
+    evaluation = _built_evaluation(*arguments)
+    with evaluation_mode(evaluation.model):
+        return evaluation.scorer(name).score_share(number, shares)
+
+
+@functools.lru_cache(maxsize=1)
+def _built_evaluation(*arguments: Any) -> _Evaluation:
+    return _Evaluation(*arguments)
 
 
 def _check_kind(records: Records, recipe: ClassifyRecipe, weights: str, neighbors: Neighbors | None) -> None:

@@ -32,7 +32,7 @@ from videomaskfeat.interop.export import (
 )
 from videomaskfeat.interop.slowfast import load_slowfast
 from videomaskfeat.interop.slowfast_export import slowfast_clip_options, slowfast_options, slowfast_state
-from videomaskfeat.io import make_folder
+from videomaskfeat.io import check_outputs, make_folder
 from videomaskfeat.models import create_model
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.encoder_base import Encoder, on_grid
@@ -154,8 +154,7 @@ def export(
     for path in paths:
         if path.is_dir():
             raise UserError(f"{path} is a folder; give the name of the file to write")
-        if path.exists() and not overwrite:
-            raise UserError(f"{path} exists already; give another name, or --overwrite to replace it")
+    check_outputs(paths, overwrite=overwrite)
     if format == "onnx":
         require_onnx(opset or OPSET)
     subject = _load_subject(weights, part=part, input=(input or "uint8") if format in GRAPHS else "float")

@@ -3,16 +3,18 @@ of ranks."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from videomaskfeat.data.batches import ViewsBatch
+from videomaskfeat.data.cluster import call_on_cluster
 from videomaskfeat.data.folders import VIDEO_SUFFIXES
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.records import Records
@@ -27,6 +29,7 @@ from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
     build_views,
+    refuse_ranks_on_ray,
     run_on_every_rank,
 )
 from videomaskfeat.inference.results import describe_views, describe_weights, hash_records
@@ -72,6 +75,7 @@ def extract_features(
     form: str = "npz",
     lists: ListChoice = DETECTED_FORMAT,
     machine: Machine = THIS_MACHINE,
+    ray: str = "",
     progress: Progress | None = None,
 ) -> Extracted:
     """Write the features of all videos in a list; shards of an interrupted call are kept.
@@ -94,6 +98,8 @@ def extract_features(
         form: files of windows: npz or npy.
         lists: how the list is read.
         machine: device and loading options.
+        ray: address of a Ray cluster whose nodes compute the features and write into the same folder; empty:
+            this process, or the ranks.
         progress: called with the number of finished videos, and the total.
 
     Raises:
@@ -110,18 +116,21 @@ def extract_features(
         raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
     if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
         raise UserError(f"{list_path} is a video; give a list or a folder of videos")
+    arguments = _Arguments(
+        weights=os.fspath(weights),
+        list_path=list_path,
+        depth=depth,
+        pooled=not grid,
+        views=views,
+        crops=crops,
+        stills=windows is None,
+        lists=lists,
+        machine=machine,
+    )
     with distributed.process_group(machine.torch_device):
-        encoder = load_encoder(
-            weights,
-            device=machine.device,
-            precision=machine.precision,
-            reader=machine.reader,
-            clips_at_once=machine.clips_at_once,
-        )
-        recipe = encoder.recipe.with_views(views=views, crops=crops)
-        encoder.check_output(recipe, depth=depth, pooled=not grid)
-        records = lists.load(list_path, stills=recipe.clip.frames == 1 and windows is None)
-        build_views(records, recipe)  # raises if views or crops are wrong, before the folder is created
+        refuse_ranks_on_ray(ray)
+        source = arguments.load()
+        encoder, recipe, records = source.encoder, source.recipe, source.records
         identity = describe_weights(weights)
         options = {
             "depth": depth,
@@ -141,71 +150,184 @@ def extract_features(
             with lock_for_all_ranks(out, remedy="choose another folder"):
                 rows = distributed.run_on_main(lambda: folder_of_windows.open(options, about))
                 choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
-                return _extract_windows(encoder, recipe, folder_of_windows, rows, windows, depth, progress)
+                extraction = _WindowExtraction(arguments, folder_of_windows, windows)
+                return extraction.run(rows, source, ray, progress)
         folder = FeatureFolder(out, dtype=dtype, ignored=LOCK_NAME)
         count = math.ceil(len(records) / videos_per_shard)
         with lock_for_all_ranks(out, remedy="choose another folder"):
             pending = distributed.run_on_main(lambda: folder.open(options, about, count))
             choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
-            extraction = _Extraction(encoder, recipe, records, folder, depth, not grid, videos_per_shard)
-            run_on_every_rank(lambda: extraction.run(pending, workers=machine.workers, progress=progress))
+            if ray:
+                _extract_on_cluster(arguments, folder, pending, count, videos_per_shard, ray, progress)
+            else:
+                own = _Extraction(source, folder, videos_per_shard)
+                run_on_every_rank(lambda: own.run(pending, progress=progress))
             shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
     return Extracted(Path(out), shape, failures)
 
 
-def _extract_windows(
-    encoder: VideoEncoder,
-    recipe: ClassifyRecipe,
-    folder: WindowFolder,
-    rows: Sequence[int],
-    windows: Windows,
-    depth: int | None,
-    progress: Progress | None,
-) -> Extracted:
-    """Write the features of the missing videos; the ranks divide them."""
-    records = folder.records
+@dataclass(frozen=True)
+class _Source:
+    """What features are computed from."""
 
-    def work() -> dict[int, str]:
+    encoder: VideoEncoder
+    recipe: ClassifyRecipe
+    records: Records
+    depth: int | None
+    pooled: bool
+    workers: int
+
+
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments from which every process loads the same source; sent to the nodes of a Ray cluster.
+
+    Attributes:
+        stills: whether lists of pictures are accepted by an encoder of single frames.
+        others: see `extract_features`.
+    """
+
+    weights: str
+    list_path: str
+    depth: int | None
+    pooled: bool
+    views: int
+    crops: int
+    stills: bool
+    lists: ListChoice
+    machine: Machine
+
+    def load(self) -> _Source:
+        """Load weights and list.
+
+        Raises:
+            UserError: they are wrong, or do not have such features or views.
+        """
+        machine = self.machine
+        encoder = load_encoder(
+            self.weights,
+            device=machine.device,
+            precision=machine.precision,
+            reader=machine.reader,
+            clips_at_once=machine.clips_at_once,
+        )
+        recipe = encoder.recipe.with_views(views=self.views, crops=self.crops)
+        encoder.check_output(recipe, depth=self.depth, pooled=self.pooled)
+        records = self.lists.load(self.list_path, stills=recipe.clip.frames == 1 and self.stills)
+        build_views(records, recipe)  # raises if views or crops are wrong, before the folder is created
+        return _Source(encoder, recipe, records, self.depth, self.pooled, machine.workers)
+
+    def for_nodes(self) -> _Arguments:
+        """The arguments with the precision of this machine, since a node may have another device."""
+        return replace(self, machine=replace(self.machine, precision=self.machine.precision_used))
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(arguments: _Arguments) -> _Source:
+    """The source, which a node of a Ray cluster keeps for its next task."""
+    return arguments.load()
+
+
+def _extract_on_cluster(
+    arguments: _Arguments,
+    folder: FeatureFolder,
+    pending: Sequence[int],
+    count: int,
+    videos_per_shard: int,
+    ray: str,
+    progress: Progress | None,
+) -> None:
+    """Write the missing shards of ``count`` shards; each is a task."""
+    calls = [(arguments.for_nodes(), folder, videos_per_shard, shard) for shard in pending]
+    with closing(call_on_cluster(_extract_shard, calls, ray=ray, device=arguments.machine.device)) as shards:
+        for number, _ in enumerate(shards, start=count - len(pending) + 1):
+            if progress is not None:
+                progress(number, count)
+
+
+def _extract_shard(arguments: _Arguments, folder: FeatureFolder, videos_per_shard: int, shard: int) -> None:
+    _Extraction(_loaded(arguments), folder, videos_per_shard).run([shard], progress=None)
+
+
+@dataclass(frozen=True)
+class _WindowExtraction:
+    """Writes the features of windows, one video after another."""
+
+    arguments: _Arguments
+    folder: WindowFolder
+    windows: Windows
+
+    def run(self, rows: Sequence[int], source: _Source, ray: str, progress: Progress | None) -> Extracted:
+        """Write the features of the missing videos, on the ranks or on a Ray cluster."""
+        records = source.records
+        finished = len(records) - len(rows)
+        if ray:
+            nodes = replace(self, arguments=self.arguments.for_nodes())
+            calls = [(nodes, row) for row in rows]
+            causes = call_on_cluster(_extract_windows, calls, ray=ray, device=self.arguments.machine.device)
+            failures = self._collect(rows, causes, finished, 1, progress, len(records))
+        else:
+            rank, ranks = distributed.rank(), distributed.world_size()
+            own, report = rows[rank::ranks], progress if distributed.is_main() else None
+
+            def work() -> dict[int, str]:
+                causes = (self.write(row, source) for row in own)
+                return self._collect(own, causes, finished, ranks, report, len(records))
+
+            failures = {row: cause for one in run_on_every_rank(work) for row, cause in one.items()}
+        count, width = distributed.run_on_main(lambda: self.folder.finish(failures))
+        errors = [VideoReadError(records[row].path, cause) for row, cause in sorted(failures.items())]
+        return Extracted(self.folder.path, (count, width), errors)
+
+    def write(self, row: int, source: _Source) -> str:
+        """Write the features of a video; returns why it cannot be read, or an empty text."""
+        encoder, recipe = source.encoder, source.recipe
+        path, reader = source.records[row].path, encoder.machine.reader
+        try:
+            groups = iter_window_clips(path, recipe, self.windows, reader=reader)
+            outputs = [
+                (encoder.clip_features(clips, depth=source.depth, views=recipe.crops).numpy(), times)
+                for times, clips in groups
+            ]
+        except VideoReadError as error:
+            return error.cause
+        features, times = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
+        self.folder.save(row, features, times)
+        return ""
+
+    def _collect(
+        self,
+        rows: Sequence[int],
+        causes: Iterable[str],
+        finished: int,
+        ranks: int,
+        progress: Progress | None,
+        total: int,
+    ) -> dict[int, str]:
+        """Row and cause of each unreadable video."""
         failures: dict[int, str] = {}
-        own = rows[distributed.rank() :: distributed.world_size()]
-        for number, row in enumerate(own, start=1):
-            try:
-                groups = iter_window_clips(records[row].path, recipe, windows, reader=encoder.machine.reader)
-                outputs = [
-                    (encoder.clip_features(clips, depth=depth, views=recipe.crops).numpy(), times)
-                    for times, clips in groups
-                ]
-            except VideoReadError as error:
-                failures[row] = error.cause
-            else:
-                features, times = (np.concatenate(arrays) for arrays in zip(*outputs, strict=True))
-                folder.save(row, features, times)
-            if progress is not None and distributed.is_main():
-                done = len(records) - len(rows) + number * distributed.world_size()
-                progress(min(done, len(records)), len(records))
+        for number, (row, cause) in enumerate(zip(rows, causes, strict=True), start=1):
+            if cause:
+                failures[row] = cause
+            if progress is not None:
+                progress(min(finished + number * ranks, total), total)
         return failures
 
-    gathered = run_on_every_rank(work)
-    failures = {row: cause for own in gathered for row, cause in own.items()}
-    count, width = distributed.run_on_main(lambda: folder.finish(failures))
-    errors = [VideoReadError(records[row].path, cause) for row, cause in sorted(failures.items())]
-    return Extracted(folder.path, (count, width), errors)
+
+def _extract_windows(extraction: _WindowExtraction, row: int) -> str:
+    return extraction.write(row, _loaded(extraction.arguments))
 
 
 @dataclass(frozen=True)
 class _Extraction:
-    encoder: VideoEncoder
-    recipe: ClassifyRecipe
-    records: Records
+    source: _Source
     folder: FeatureFolder
-    depth: int | None
-    pooled: bool
     videos_per_shard: int
 
-    def run(self, pending: Sequence[int], *, workers: int, progress: Progress | None) -> None:
+    def run(self, pending: Sequence[int], *, progress: Progress | None) -> None:
         """Write the shards of this rank; videos of the next shard are loaded ahead."""
         shards = pending[distributed.rank() :: distributed.world_size()]
-        size, total = self.videos_per_shard, len(self.records)
+        size, total = self.videos_per_shard, len(self.source.records)
         rows = [row for shard in shards for row in range(shard * size, min((shard + 1) * size, total))]
         if not rows:
             return
@@ -214,7 +336,7 @@ class _Extraction:
         features: list[np.ndarray] = []
         readable: list[int] = []
         failures: list[tuple[int, str]] = []
-        with closing(iter(self._build_loader(rows, workers))) as batches:
+        with closing(iter(self._build_loader(rows))) as batches:
             for batch in batches:
                 features += self._compute_features(batch)
                 readable += [rows[index] for index in batch.index.tolist()]
@@ -227,16 +349,16 @@ class _Extraction:
                 if progress is not None and distributed.is_main():
                     progress(min(finished + done * distributed.world_size(), total), total)
 
-    def _build_loader(self, rows: Sequence[int], workers: int) -> ViewLoader:
+    def _build_loader(self, rows: Sequence[int]) -> ViewLoader:
         """The batch size divides the shard, so that batches are the same after a resume."""
-        machine, size = self.encoder.machine, self.videos_per_shard
-        largest = max(machine.clips_at_once // (self.recipe.views * self.recipe.crops), 1)
-        paths = [self.records[row].path for row in rows]
-        records = Records.from_paths(paths, None, source=self.records.source)
+        machine, size = self.source.encoder.machine, self.videos_per_shard
+        largest = max(machine.clips_at_once // (self.source.recipe.views * self.source.recipe.crops), 1)
+        paths = [self.source.records[row].path for row in rows]
+        records = Records.from_paths(paths, None, source=self.source.records.source)
         return ViewLoader(
-            build_views(records, self.recipe, reader=machine.reader),
+            build_views(records, self.source.recipe, reader=machine.reader),
             per_batch=max(number for number in range(1, min(largest, size) + 1) if size % number == 0),
-            workers=workers,
+            workers=self.source.workers,
             pin_memory=machine.torch_device.type == "cuda",
         )
 
@@ -244,8 +366,10 @@ class _Extraction:
         """Features [k, ...] of the readable videos of a batch; an empty list if all are unreadable."""
         if not len(batch.index):
             return []
-        clips = self.recipe.views * self.recipe.crops
-        features = self.encoder.clip_features(batch.clips, depth=self.depth, pooled=self.pooled, views=clips)
+        clips = self.source.recipe.views * self.source.recipe.crops
+        features = self.source.encoder.clip_features(
+            batch.clips, depth=self.source.depth, pooled=self.source.pooled, views=clips
+        )
         if self.folder.dtype == np.float16:
             features = features.half()
             if not features.isfinite().all():

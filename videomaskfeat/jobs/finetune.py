@@ -52,16 +52,15 @@ from videomaskfeat.metrics.accuracy import (
     multi_label_score,
 )
 from videomaskfeat.models import create_model_from
-from videomaskfeat.models.cost import multiply_adds
+from videomaskfeat.models.cost import describe_parameters, multiply_adds
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
-from videomaskfeat.models.lora import LoraOptions, add_lora, merge_lora
+from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
-from videomaskfeat.values import build_dataclass
 from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 from videomaskfeat.viz.report import write_report
 
@@ -92,7 +91,7 @@ class FinetuneRun(Run):
         if self.lists.is_multi_label:
             self.recipe = replace(self.recipe, average="sigmoid")
         model, self.load_report = build_classifier(config, self.lists.classes)
-        self.lora = read_lora(config)
+        self.lora = read_lora(config.model.lora, weights=config.model.weights)
         if self.lora is not None:
             add_lora(model, **vars(self.lora))
         if self.load_report is not None:
@@ -120,16 +119,12 @@ class FinetuneRun(Run):
     def plan(self) -> list[str]:
         config, clip, lists = self.config, self.config.clip, self.lists
         size = (1, 3, *self.recipe.clip.size)
-        total = sum(parameter.numel() for parameter in self.model.parameters())
-        learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
-        share = f"{learned / 1e6:.2f} M" if learned >= 10_000 else f"{learned / 1e3:.2f} K"
         how = f"adapters of rank {self.lora.rank} and the head" if self.lora else "the encoder is frozen"
-        frozen = "" if learned == total else f" ({share} learned, {how})"
         tokens = self.model.token_grid(size)  # type: ignore[operator]
         sampling = "segments" if clip.sampling == "segments" else f"stride {clip.stride}"
         held_out = "" if lists.validation is None else f", {len(lists.validation)} held out"
         lines = [
-            f"model     {config.model.name}: {total / 1e6:.2f} M parameters{frozen}, "
+            f"model     {config.model.name}: {describe_parameters(self.model, how)}, "
             f"{multiply_adds(self.model, (torch.zeros(size),)) / 1e9:.1f} G multiply-adds per view",
             f"clip      {clip.frames} frames x {sampling}, {size[3]}x{size[4]} pixels: {tokens} = "
             f"{tokens.size} tokens, {counted(clip.samples_per_video, 'clip')} per video and epoch",
@@ -413,23 +408,6 @@ def build_classifier(config: FinetuneConfig, classes: int) -> tuple[nn.Module, L
     name = with_default_head(keys.name, "classifier")
     model = create_model_from(name, {**arguments, **keys.arguments})
     return model, load_pretrained(model, keys) if keys.weights else None
-
-
-def read_lora(config: FinetuneConfig) -> LoraOptions | None:
-    """The arguments of the adapters; None: all weights are trained.
-
-    Raises:
-        UserError: an argument is wrong, or there are no initial weights.
-    """
-    keys = config.model
-    if not keys.lora:
-        return None
-    if not keys.weights:
-        raise UserError(
-            "model.lora changes a trained encoder, but model.weights is not set; set it to the weights of a "
-            "run, or leave model.lora out"
-        )
-    return build_dataclass(LoraOptions, keys.lora, name="model.lora")
 
 
 def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
+from videomaskfeat.data.cluster import distribute_calls
 from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Record, Records
 from videomaskfeat.data.shard_writing import Member, member_bytes, shard_bytes, video_offsets, write_shard
 from videomaskfeat.data.shards import INDEX, IndexedShard, PackedVideo, index_text
-from videomaskfeat.errors import UserError, counted
+from videomaskfeat.errors import RunFailed, UserError, counted
 
 _SHARD = re.compile(r"\d{6}\.tar")
 
@@ -56,6 +59,7 @@ def pack(
     separator: str = "auto",
     prefix: str = "",
     shard_mb: float = 256.0,
+    ray: str = "",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> PackedList:
@@ -69,6 +73,7 @@ def pack(
         path, format, labels, separator, prefix: see :func:`~videomaskfeat.data.formats.load_records`.
         out: folder to write.
         shard_mb: maximum size of a shard [MB, 10^6 bytes]; a larger video has a shard of its own.
+        ray: address of a Ray cluster whose nodes write the shards, into the same folder.
         overwrite: replace the shards of a folder with an index.
         progress: called with (shards done, total shards).
 
@@ -88,15 +93,13 @@ def pack(
     groups = _group(members, sizes, shard_mb * 1e6)
     io.make_folder(out)
     io.remove_temporary_files(out)
-    shards, reused = list[IndexedShard](), 0
+    shards, calls = list[IndexedShard](), list[tuple[str, list[Member], list[int]]]()
     for number, (start, end) in enumerate(groups):
         own, own_sizes = members[start:end], sizes[start:end]
         name = f"{number:06d}.tar"
         target, size = os.path.join(out, name), shard_bytes(own, own_sizes)
-        if _is_newer(target, size, [path, *(member.record.path for member in own)]):
-            reused += 1
-        else:
-            write_shard(target, own, own_sizes)
+        if not _is_newer(target, size, [path, *(member.record.path for member in own)]):
+            calls.append((target, own, own_sizes))
         shards.append(
             IndexedShard(
                 name=name,
@@ -107,15 +110,35 @@ def pack(
                 labels=_labels([member.record for member in own], records),
             )
         )
-        if progress is not None:
-            progress(number + 1, len(groups))
+    _write_shards(calls, ray, reused=len(groups) - len(calls), progress=progress)
     for name in io.list_folder(out):  # of an earlier, longer data set
         if _SHARD.fullmatch(name) and int(name[:6]) >= len(groups):
             os.remove(os.path.join(out, name))
     with io.whole_file(index) as file:
         file.write(index_text(shards, records.class_names))
     total = sum(shard.bytes for shard in shards)
-    return PackedList(index, len(shards), reused, len(members), total, failures)
+    return PackedList(index, len(shards), len(groups) - len(calls), len(members), total, failures)
+
+
+def _write_shards(
+    calls: Sequence[tuple[str, list[Member], list[int]]],
+    ray: str,
+    *,
+    reused: int,
+    progress: Progress | None,
+) -> None:
+    """Write shards in this process, or on a Ray cluster; ``reused`` others exist."""
+    with closing(distribute_calls(_write_shard, calls, ray=ray)) as results:
+        for number, ((target, *_), result) in enumerate(zip(calls, results, strict=True), start=reused + 1):
+            if isinstance(result, VideoReadError):  # two worker processes of a node were lost
+                raise RunFailed(f"{target} cannot be written: {result.cause}")
+            if progress is not None:
+                progress(number, reused + len(calls))
+
+
+def _write_shard(path: str, members: Sequence[Member], sizes: Sequence[int]) -> str:
+    write_shard(path, members, sizes)
+    return path
 
 
 def _find_videos(records: Records) -> tuple[list[Member], list[int], dict[str, str]]:

@@ -44,6 +44,7 @@ class TrainingPlan:
         steps: steps of the whole training.
         fixed_mb, clip_mb: memory before the first step, and per clip of a micro-batch [MB, 10^6 bytes].
         free_mb: memory that is free on the device; None if unknown.
+        usual_steps: steps that small models usually need for a useful result; 0: unknown.
     """
 
     lines: list[str]
@@ -58,11 +59,17 @@ class TrainingPlan:
     fixed_mb: float
     clip_mb: float
     free_mb: float | None
+    usual_steps: int = 0
 
     @property
     def step_seconds(self) -> float:
         """Seconds per step of the training."""
         return self.measured_seconds * self.clips / self.measured_clips
+
+    @property
+    def computing_seconds(self) -> float:
+        """Seconds per step of the training without the wait for data."""
+        return self.step_seconds * (1 - self.waiting)
 
     @property
     def seconds(self) -> float:
@@ -84,6 +91,12 @@ class TrainingPlan:
             lines.append(
                 f"the memory is too small: set optim.accumulate={accumulate} (the same batch in smaller "
                 "micro-batches) or run.activation_checkpointing=true"
+            )
+        if self.steps < self.usual_steps and not config.model.weights:
+            epochs = math.ceil(config.optim.epochs * self.usual_steps / self.steps)
+            lines.append(
+                f"{counted(self.steps, 'step')} may be too few: small models needed about {self.usual_steps} "
+                f"for a loss clearly below the best constant prediction; optim.epochs={epochs}"
             )
         if self.waiting > _WAITING:
             lines.append(
@@ -178,6 +191,7 @@ def _plan_on(device: torch.device, config: Any, build: Callable[[Any, torch.devi
         fixed_mb=before,
         clip_mb=max(peak_memory_mb(device) - before, 0.0) / size,
         free_mb=_free_mb(device),
+        usual_steps=training.usual_steps,
     )
 
 

@@ -13,12 +13,13 @@ import numpy as np
 
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
+from videomaskfeat.data.cluster import distribute_calls
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.prepare import Encoding, PreparedVideo, prepare_video
 from videomaskfeat.data.reader import PICTURE_SUFFIXES, VideoReadError
 from videomaskfeat.data.records import Record, Records
-from videomaskfeat.data.workers import READ_SECONDS, call_in_workers
+from videomaskfeat.data.workers import READ_SECONDS
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.texts import json_rows
@@ -76,6 +77,7 @@ def prepare_videos(
     separator: str = "auto",
     prefix: str = "",
     workers: int = 1,
+    ray: str = "",
     read_seconds: float = READ_SECONDS,
     progress: Progress | None = None,
 ) -> PreparedList:
@@ -88,6 +90,8 @@ def prepare_videos(
         path, format, labels, separator, prefix: see :func:`~videomaskfeat.data.formats.load_records`.
         out: folder to write.
         workers: number of processes, at least 1.
+        ray: address of a Ray cluster that re-encodes instead; its nodes write into the same folder. See
+            :func:`~videomaskfeat.data.cluster.distribute_calls`.
         read_seconds: time without progress on one video after which it is left out.
         progress: called with (videos done, total videos).
 
@@ -128,7 +132,9 @@ def prepare_videos(
         for source, target in targets.items()
         if source not in videos
     ]
-    results = call_in_workers(_prepare, calls, workers=max(workers, 1), ahead=1, read_seconds=read_seconds)
+    results = distribute_calls(
+        _prepare, calls, ray=ray, workers=max(workers, 1), ahead=1, read_seconds=read_seconds
+    )
     with closing(results):
         for number, ((source, *_), result) in enumerate(zip(calls, results, strict=True), start=1):
             if isinstance(result, VideoReadError):

@@ -1,4 +1,4 @@
-"""Multiply-adds of a model."""
+"""Multiply-adds and parameters of a model."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ from fvcore.nn.jit_handles import get_shape
 from torch import nn
 
 from videomaskfeat.models.kernels.choice import Kernels, using_kernels
+
+
+def describe_parameters(model: nn.Module, how: str) -> str:
+    """Number of parameters; if some are frozen, also that of the trained ones, and ``how`` it came about."""
+    counts = [(one.numel(), one.requires_grad) for one in model.parameters()]
+    total, learned = sum(count for count, _ in counts), sum(count for count, trained in counts if trained)
+    share = f"{learned / 1e6:.2f} M" if learned >= 10_000 else f"{learned / 1e3:.2f} K"
+    frozen = "" if learned == total else f" ({share} learned, {how})"
+    return f"{total / 1e6:.2f} M parameters{frozen}"
 
 
 def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:

@@ -398,6 +398,10 @@ class Encoder(nn.Module):
             positions = torch.cat([first.expand(at.shape[0], -1, -1), visible], dim=1)  # [B, P+V, D]
         return tokens + positions
 
+    def in_grid_order(self, tokens: Tensor, grid: TokenGrid, depth: int) -> Tensor:
+        """Tokens [B, P+N, D] that leave block number ``depth`` in the order of their grid, as most do."""
+        return tokens
+
     def run_blocks(
         self, tokens: Tensor, grid: TokenGrid, *, depth: int | None = None, at: Tensor | None = None
     ) -> tuple[Tensor, TokenGrid]:

@@ -7,13 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
-from videomaskfeat.models.kernels.attention import attention
+from videomaskfeat.models.kernels.attention import attention, attention_weights
 from videomaskfeat.models.layers import Linear, Perceptron, check_positive
 from videomaskfeat.models.positions import AbsolutePositions
 
@@ -68,16 +69,24 @@ class UnitAttention(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Grouped tokens [B, U*u, D] -> [B, U*u', D']."""
+        q, k, v = self._project(tokens)
+        attended = attention(q * self.scale, k, v).flatten(2)
+        return self.proj(attended.reshape(len(tokens), -1, attended.shape[2]))
+
+    def weights(self, tokens: Tensor) -> Tensor:
+        """Shares [B, G, M, n', n] for grouped tokens [B, G*n, D]: G units, or G = 1 for all tokens."""
+        q, k, _ = self._project(tokens)
+        return attention_weights(q * self.scale, k).unflatten(0, (len(tokens), -1))
+
+    def _project(self, tokens: Tensor) -> list[Tensor]:
+        """Queries, keys and values [B or B*U, N, M, d] of grouped tokens [B, U*u, D]."""
         q, k, v = self.qkv(tokens).chunk(3, dim=-1)
         q = pool_units(q, self.unit, self.pool)
-        batch = len(tokens)
         if self.within:
             size = math.prod(self.unit)
             pooled = size // math.prod(self.pool)
             q, k, v = q.reshape(-1, pooled, q.shape[2]), *(x.reshape(-1, size, x.shape[2]) for x in (k, v))
-        q, k, v = (x.unflatten(-1, (self.heads, -1)) for x in (q, k, v))  # [B or B*U, N, M, d]
-        attended = attention(q * self.scale, k, v).flatten(2)
-        return self.proj(attended.reshape(batch, -1, attended.shape[2]))
+        return [x.unflatten(-1, (self.heads, -1)) for x in (q, k, v)]
 
 
 class HieraBlock(nn.Module):
@@ -118,7 +127,47 @@ class HieraBlock(nn.Module):
         normed = self.norm1(tokens)
         skip = pool_units(self.proj(normed), self.unit, self.pool) if self.project else tokens
         tokens = skip + self.drop_path(self.attn(normed))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens))), grid.pooled(self.pool)
+        return tokens + self.drop_path(self.mlp(self.norm2(tokens))), self.query_grid(grid)
+
+    def query_grid(self, grid: TokenGrid) -> TokenGrid:
+        """The grid of the queries and of the output."""
+        return grid.pooled(self.pool)
+
+    def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
+        """Shares [B, M, N', N] for grouped tokens [B, N, D] of all units; grids of queries and keys.
+
+        Queries and keys are in the order of their grids. If the block attends within units, all shares
+        between two units are 0; :meth:`attend_shares` needs less memory.
+        """
+        queries, units = self.query_grid(grid), self.attn.weights(self.norm1(tokens))
+        batch, groups, heads, pooled, size = units.shape
+        weights = units.new_zeros(batch, heads, groups, pooled, groups, size)
+        weights.diagonal(dim1=2, dim2=4).copy_(units.permute(0, 2, 3, 4, 1))
+        weights = weights.flatten(4, 5).flatten(2, 3)
+        rows, columns = self._orders(grid, device=tokens.device)
+        return weights[:, :, rows][..., columns], queries, grid
+
+    def attend_shares(self, tokens: Tensor, grid: TokenGrid, shares: Tensor) -> Tensor:
+        """Shares of the queries [B, N'] times the weights, averaged over heads -> shares of the keys [B, N].
+
+        Args:
+            tokens, grid: as for :meth:`attention_weights`.
+            shares: in the order of :meth:`query_grid`; the result is in the order of ``grid``.
+        """
+        units = self.attn.weights(self.norm1(tokens)).float().mean(dim=2)  # [B, G, n', n]
+        pooled = divide(self.unit, self.pool)
+        grouped = group_units(shares[..., None], self.query_grid(grid), pooled)  # [B, N', 1]
+        attended = grouped.view(len(units), units.shape[1], 1, -1) @ units
+        return ungroup_units(attended.flatten(1)[..., None], grid, self.unit)[..., 0]
+
+    def _orders(self, grid: TokenGrid, *, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Places of the queries and of the keys among the grouped ones, int64 [N'] and [N], in grid order."""
+        units = ((self.query_grid(grid), divide(self.unit, self.pool)), (grid, self.unit))
+        queries, keys = (
+            ungroup_units(torch.arange(own.size, device=device).view(1, -1, 1), own, unit).flatten()
+            for own, unit in units
+        )
+        return queries, keys
 
 
 class Hiera(Encoder):
@@ -261,8 +310,11 @@ class Hiera(Encoder):
     ) -> tuple[Tensor, TokenGrid]:
         """Tokens of :meth:`placed` through the first ``depth`` blocks, in the order of the new grid."""
         tokens, grid = super().run_blocks(tokens, grid, depth=depth, at=at)
-        unit = self.unit_after(len(self.blocks) if depth is None else depth)
-        return ungroup_units(tokens, grid, unit), grid
+        return self.in_grid_order(tokens, grid, len(self.blocks) if depth is None else depth), grid
+
+    def in_grid_order(self, tokens: Tensor, grid: TokenGrid, depth: int) -> Tensor:
+        """Tokens that leave block number ``depth``, grouped by units, in the order of their grid."""
+        return ungroup_units(tokens, grid, self.unit_after(depth))
 
     def outputs_at(
         self, tokens: Tensor, grid: TokenGrid, depths: Sequence[int], *, at: Tensor | None = None
@@ -270,6 +322,6 @@ class Hiera(Encoder):
         """The results of :meth:`run_blocks` for each of several depths, in one pass."""
         outputs = super().outputs_at(tokens, grid, depths, at=at)
         return [
-            (ungroup_units(tokens, grid, self.unit_after(depth)), grid)
+            (self.in_grid_order(tokens, grid, depth), grid)
             for depth, (tokens, grid) in zip(depths, outputs, strict=True)
         ]

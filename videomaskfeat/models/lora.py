@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
+from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.layers import GeluLinear, check_positive
+from videomaskfeat.values import build_dataclass
 
 TARGETS = ("attn.qkv", "attn.proj")
 """Default linear layers of a block."""
@@ -29,10 +31,30 @@ class LoraOptions:
     targets: tuple[str, ...] = TARGETS
 
 
+def read_lora(arguments: Mapping[str, Any], *, weights: str) -> LoraOptions | None:
+    """The arguments of the adapters in ``model.lora`` of a config; None: all weights are trained.
+
+    Args:
+        arguments: ``model.lora``; may be empty.
+        weights: ``model.weights``.
+
+    Raises:
+        UserError: an argument is wrong, or there are no initial weights.
+    """
+    if not arguments:
+        return None
+    if not weights:
+        raise UserError(
+            "model.lora changes a trained encoder, but model.weights is not set; set it to the weights of a "
+            "run, or leave model.lora out"
+        )
+    return build_dataclass(LoraOptions, arguments, name="model.lora")
+
+
 def add_lora(
     model: nn.Module, *, rank: int = 8, alpha: float = 16.0, targets: Sequence[str] = TARGETS
 ) -> None:
-    """Freeze a classifier, in place, except for new adapters, its head and its last norm.
+    """Freeze a classifier or detector, in place, except for new adapters, its head and its last norm.
 
     An adapter adds ``alpha / rank * B A x`` to a linear layer, with A [rank, D] drawn from torch's global
     generator and B [D', rank] = 0, so the outputs stay the same at first. ``save_model`` writes the merged
@@ -45,12 +67,12 @@ def add_lora(
         targets: linear layers of every block, such as "attn.qkv", "attn.proj" and "mlp.fc1".
 
     Raises:
-        UserError: peft is missing, the model is no classifier or a probe, a number is not positive, or no
-            block has such a layer.
+        UserError: peft is missing, the model is neither a classifier nor a detector, or it is a probe, a
+            number is not positive, or no block has such a layer.
     """
-    if not isinstance(model, Classifier):
-        raise UserError(f"lora needs a classifier, not a {type(model).__name__}")
-    if model.frozen:
+    if not isinstance(model, Classifier | Detector):
+        raise UserError(f"lora needs a classifier or a detector, not a {type(model).__name__}")
+    if isinstance(model, Classifier) and model.frozen:
         raise UserError(
             f"lora trains the encoder, but head {model.head_kind!r} keeps it frozen; use head 'mean', "
             "'norm_mean' or 'token'"
@@ -72,7 +94,7 @@ def add_lora(
             parameter.requires_grad_(True)
 
 
-def _find_layers(model: Classifier, targets: Sequence[str]) -> list[str]:
+def _find_layers(model: nn.Module, targets: Sequence[str]) -> list[str]:
     """Full names of the layers.
 
     A layer with GELU before its product is left out: the adapter would get the values before the GELU.

@@ -92,9 +92,7 @@ def flex_attention_with(
         return score
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    function: Callable[..., Any] = (
-        flex_attention if q.device.type == "cpu" or torch.compiler.is_compiling() else _compiled()
-    )
+    function: Any = flex_attention if q.device.type == "cpu" or torch.compiler.is_compiling() else _compiled()
     result: Tensor = function(q, k, v, score_mod=add_bias, scale=1.0)
     return result.transpose(1, 2)
 

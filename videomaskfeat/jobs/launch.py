@@ -1,0 +1,309 @@
+"""``launch``: submit a command to SLURM (or run it as a job of this machine) on any number of nodes.
+
+submitit writes the batch script, starts one task per node, and requeues a job that is preempted or reaches
+its time limit. Each task starts torch's elastic launcher (torchrun), which starts the ranks of its node.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass, field
+from io import StringIO
+from types import FrameType
+from typing import Any
+
+from videomaskfeat.errors import RunFailed, UserError, counted, nearest
+
+logger = logging.getLogger(__name__)
+CLUSTERS = {"slurm": "SLURM", "local": "this machine, in the background"}
+_POLL_SECONDS = 0.2
+_PARTITION_SECONDS = 20.0  # for an answer of sinfo
+_REQUEUE_SECONDS = 30.0  # SLURM's KillWait: after SIGTERM, the signal to requeue may follow within this time
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
+_FIRST_PORT, _PORTS = 20_000, 20_000  # for the rendezvous, chosen by the number of the job
+
+
+@dataclass(frozen=True)
+class LaunchedJob:
+    """A submitted job.
+
+    Attributes:
+        job: its number.
+        description: nodes and processes.
+        command: the command that runs.
+        output: standard output of each node's task.
+        errors: standard error of each node's task, with the log of the run.
+        stop: command that stops it.
+    """
+
+    job: str
+    description: str
+    command: str
+    output: list[str]
+    errors: list[str]
+    stop: str
+
+    def text(self) -> str:
+        """Number, files and how to stop it."""
+        return "\n".join(
+            [
+                f"job       {self.job}: {self.description}",
+                f"command   {self.command}",
+                *(f"output    {path}" for path in self.output),
+                *(f"log       {path}" for path in self.errors),
+                f"stop      {self.stop}",
+            ]
+        )
+
+
+def launch(
+    command: Sequence[str],
+    *,
+    cluster: str = "slurm",
+    nodes: int = 1,
+    gpus_per_node: int = 1,
+    processes_per_node: int | None = None,
+    cpus_per_node: int | None = None,
+    memory_gb: float | None = None,
+    partition: str = "",
+    hours: float = 24.0,
+    name: str = "videomaskfeat",
+    logs: str = "launch",
+    save_seconds: int = 120,
+    requeues: int = 100,
+    restarts: int = 3,
+    slurm: Mapping[str, Any] | None = None,
+) -> LaunchedJob:
+    """Submit ``videomaskfeat COMMAND`` as ranks on several nodes; returns as soon as it is submitted.
+
+    Args:
+        command: verb and arguments, already checked.
+        cluster: one of `CLUSTERS`.
+        nodes: number of nodes.
+        gpus_per_node: GPUs of each node; 0: a run on CPUs.
+        processes_per_node: ranks per node; None: one per GPU, or one without GPUs.
+        cpus_per_node, memory_gb: cores and memory [GB] of each node; None: the cluster's default.
+        partition: partition of SLURM; empty: the default one.
+        hours: time limit of one start; then the job is requeued.
+        name: name of the job.
+        logs: folder for scripts and logs, which all nodes can read and write.
+        save_seconds: time to save before a job is stopped for its time limit.
+        requeues: maximum number of starts after a time limit.
+        restarts: number of times that the ranks are started again after one of them has failed.
+        slurm: other options of sbatch, such as ``{"account": "vision", "qos": "high"}``.
+
+    Raises:
+        UserError: there is no SLURM, it has no such partition or refuses the job, or submitit is missing.
+    """
+    submitit = _import_submitit()
+    processes = processes_per_node or max(gpus_per_node, 1)
+    if cluster == "slurm":
+        _check_slurm(partition)
+    elif nodes > 1:
+        raise UserError(f"nodes={nodes} with cluster=local: this machine is one node; set nodes=1")
+    task = NodeTask(tuple(command), nodes, processes, save_seconds, restarts)
+    parameters: dict[str, Any] = {
+        "name": name,
+        "nodes": nodes,
+        "tasks_per_node": 1,
+        "timeout_min": max(round(hours * 60), 1),
+    }
+    if gpus_per_node:
+        parameters["gpus_per_node"] = gpus_per_node
+    if cpus_per_node is not None:
+        parameters["cpus_per_task"] = cpus_per_node
+    if memory_gb is not None:
+        parameters["mem_gb"] = memory_gb
+    parameters |= {"slurm_signal_delay_s": save_seconds} if cluster == "slurm" else {}
+    if cluster == "slurm" and partition:
+        parameters["slurm_partition"] = partition
+    if cluster == "slurm" and slurm:
+        parameters["slurm_additional_parameters"] = dict(slurm)
+    limits: dict[str, Any] = {f"{cluster}_max_num_timeout": requeues}
+    printed = StringIO()  # submitit prints the message of sbatch, and raises an error without it
+    try:
+        with redirect_stderr(printed):
+            executor = submitit.AutoExecutor(folder=os.path.join(logs, "%j"), cluster=cluster, **limits)
+            executor.update_parameters(**parameters)
+            job = executor.submit(task)
+    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+        cause = _last_line(printed.getvalue() or str(error))
+        raise UserError(f"SLURM refuses the job: {cause}; see `videomaskfeat launch --help`") from error
+    paths = [job.paths] if nodes == 1 else [job.task(number).paths for number in range(nodes)]
+    where = f", partition {partition}" if partition else ""
+    return LaunchedJob(
+        job=job.job_id,
+        description=f"{counted(nodes, 'node')} x {processes} processes{where}",
+        command=shlex.join(["videomaskfeat", *command]),
+        output=[str(one.stdout) for one in paths],
+        errors=[str(one.stderr) for one in paths],
+        stop=f"{'scancel' if cluster == 'slurm' else 'kill'} {job.job_id}",
+    )
+
+
+@dataclass
+class NodeTask:
+    """What runs on each node: torchrun, with the rendezvous on the first node.
+
+    submitit calls `checkpoint` before a job is preempted or reaches its time limit; the job then starts again
+    with the task that it returns. The training itself resumes from its run folder.
+
+    Attributes:
+        command: verb and arguments.
+        nodes: number of nodes.
+        processes: ranks per node.
+        save_seconds: time for the ranks to save.
+        restarts: restarts of the ranks after a failure.
+    """
+
+    command: tuple[str, ...]
+    nodes: int
+    processes: int
+    save_seconds: int
+    restarts: int
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False, repr=False)
+    _exit_code: int | None = field(default=None, init=False, repr=False)
+    _terminated: bool = field(default=False, init=False, repr=False)
+
+    def __call__(self) -> None:
+        """Run the ranks of this node to their end.
+
+        Raises:
+            RunFailed: they have failed, or were stopped.
+        """
+        environment = _import_submitit().JobEnvironment()
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._note_termination)
+        self._start(environment)
+        while self._exit_code is None:
+            time.sleep(_POLL_SECONDS)
+        if self._terminated:
+            # A preempted job gets SIGTERM first, which its ranks get, too. The signal to requeue follows.
+            time.sleep(_REQUEUE_SECONDS)
+            raise RunFailed("stopped by SIGTERM; finished work is kept, and the same command continues")
+        if self._exit_code:
+            raise RunFailed(f"torchrun ended with exit code {self._exit_code}; its messages are in the log")
+
+    def checkpoint(self) -> Any:
+        """Let the ranks save and end; the task of the next start."""
+        if self._process is not None and self._exit_code is None:
+            logger.warning("the job is stopped and requeued; its ranks save their work")
+            self._process.terminate()
+            until = time.monotonic() + self.save_seconds
+            while self._exit_code is None and time.monotonic() < until:
+                time.sleep(_POLL_SECONDS)
+        return _import_submitit().helpers.DelayedSubmission(self._fresh())
+
+    def arguments(self, first_host: str, job: str) -> list[str]:
+        """The command line of torchrun on a node.
+
+        Args:
+            first_host: name of the first node.
+            job: number of the job, the same on all nodes; it decides the port.
+        """
+        endpoint = "localhost:0"  # a free port
+        if self.nodes > 1:
+            digits = re.sub(r"\D", "", job) or "0"
+            endpoint = f"{first_host}:{_FIRST_PORT + int(digits) % _PORTS}"
+        return [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            f"--nnodes={self.nodes}",
+            f"--nproc-per-node={self.processes}",
+            "--rdzv-backend=c10d",
+            f"--rdzv-endpoint={endpoint}",
+            f"--rdzv-id={job}",
+            f"--max-restarts={self.restarts}",
+            "-m",
+            "videomaskfeat",
+            *self.command,
+        ]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_process": None, "_exit_code": None, "_terminated": False}
+
+    def _fresh(self) -> NodeTask:
+        return NodeTask(self.command, self.nodes, self.processes, self.save_seconds, self.restarts)
+
+    def _start(self, environment: Any) -> None:
+        command = self.arguments(environment.hostnames[0], str(environment.job_id))
+        logger.info("%s", shlex.join(command))
+        variables = {**os.environ, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(self.save_seconds)}
+        process = subprocess.Popen(command, env=variables, preexec_fn=_prepare_launcher)
+        self._process = process
+
+        def wait() -> None:
+            # In a thread, since the main thread runs `checkpoint` as a signal handler, which must not wait
+            # for a lock that the interrupted code holds.
+            self._exit_code = process.wait()
+
+        threading.Thread(target=wait, daemon=True).start()
+
+    def _note_termination(self, number: int, frame: FrameType | None) -> None:
+        """SLURM sends SIGTERM to all processes of a job; as a local job, this task alone gets it."""
+        self._terminated = True
+        if os.environ.get("SUBMITIT_EXECUTOR") == "local" and self._process is not None:
+            self._process.terminate()
+
+
+def _prepare_launcher() -> None:
+    """In torchrun before it starts: ignore the signal of submitit, which SLURM sends to all processes of a
+    job; end when the task ends, even if it is killed."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+
+
+def _import_submitit() -> Any:
+    try:
+        return importlib.import_module("submitit")
+    except ModuleNotFoundError as error:
+        raise UserError("launch needs the package submitit: pip install 'videomaskfeat[launch]'") from error
+
+
+def _check_slurm(partition: str) -> None:
+    """Raise UserError if there is no SLURM, or it has no such partition."""
+    missing = [name for name in ("sbatch", "srun") if shutil.which(name) is None]
+    if missing:
+        raise UserError(
+            f"there is no SLURM on this machine ({missing[0]} is not in PATH); start launch on a login node "
+            "of the cluster, or use --cluster local or torchrun"
+        )
+    if not partition or shutil.which("sinfo") is None:
+        return
+    command = ["sinfo", "--noheader", "--format=%R"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PARTITION_SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise UserError(
+            f"SLURM does not answer within {_PARTITION_SECONDS:g} seconds ({shlex.join(command)}); try again "
+            "later"
+        ) from error
+    if done.returncode:
+        raise UserError(f"SLURM does not answer ({shlex.join(command)}): {_last_line(done.stderr)}")
+    known = sorted(set(done.stdout.split()))
+    if partition not in known:
+        close = nearest(partition, known)
+        raise UserError(
+            f"partition {partition!r} does not exist{close or ''}; SLURM has {', '.join(known) or 'none'}"
+        )
+
+
+def _last_line(text: str) -> str:
+    """The last line of a message of SLURM, which states the cause."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no message"

@@ -82,6 +82,8 @@ def check_triton_on_the_cpu() -> None:
 
 
 @needs_triton
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_triton_equals_the_plain_form_in_the_interpreter() -> None:
     code = "from tests.models.kernels.test_gpu_attention import check_triton_on_the_cpu as c; c()"
     done = subprocess.run(

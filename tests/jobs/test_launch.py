@@ -73,6 +73,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("RECORD", str(tmp_path / "submitted.sh"))
+    monkeypatch.chdir(tmp_path)  # a refused job leaves its script in the folder of logs
     return tmp_path / "submitted.sh"
 
 

@@ -228,6 +228,7 @@ class Run(ABC):
     Attributes:
         kind: kind of the training in summary.json.
         unit: name of the samples.
+        usual_steps: steps that small models usually need; 0: unknown.
         loader: training batches, a context manager with ``close()``.
         heldout: loader of the batches that `heldout_batches` yields, or None.
         counter: counts unreadable inputs: ``add(failures)``, which may end the run, and ``skipped_records``.
@@ -241,6 +242,7 @@ class Run(ABC):
 
     kind: ClassVar[str]
     unit: ClassVar[str] = "clips"
+    usual_steps: ClassVar[int] = 0
     loader: Any
     heldout: Any = None
     counter: Any

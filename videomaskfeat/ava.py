@@ -62,6 +62,11 @@ class VideoNames:
         ranks[[self._numbers[name] for name in sorted(self._numbers)]] = np.arange(len(self))
         return ranks[videos] * _LARGEST_TIME + times
 
+    @staticmethod
+    def videos_of(key_frames: np.ndarray) -> np.ndarray:
+        """The rank of the video of each key frame, int64 [n]."""
+        return key_frames // _LARGEST_TIME
+
     def moments(self, key_frames: np.ndarray) -> list[tuple[str, float]]:
         """Video and second of results of ``key_frames``; no name may have been added since."""
         names = [name.decode("utf-8", "surrogateescape") for name in sorted(self._numbers)]

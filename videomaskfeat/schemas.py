@@ -17,6 +17,11 @@ CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by wor
 READERS = ("auto", "decord", "pyav")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
+PARALLEL = {
+    "ddp": "every rank has all weights",
+    "fsdp": "sharded over all ranks",
+    "hybrid": "sharded over the ranks of each machine",
+}
 CROPS = {1: "center", 3: "along the longer side"}
 SAMPLINGS = {"clip": "frames at a stride", "segments": "one frame from each of clip.frames equal segments"}
 AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
@@ -139,7 +144,12 @@ class RunConfig:
         free=True,
     )
     keep_checkpoints: int = key(2, "number of newest checkpoints besides milestones", least=1, free=True)
+    parallel: str = key("ddp", "weights of several ranks", choices=PARALLEL, free=True)
     rank_timeout_minutes: float = key(30.0, "minutes until a waiting rank ends the run", above=0, free=True)
+    join_timeout_minutes: float = key(10.0, "minutes for all ranks to start", above=0, free=True)
+    step_timeout_minutes: float = key(
+        30.0, "minutes of one step until the run ends with its position; 0: no limit", least=0, free=True
+    )
 
 
 # Pre-training.

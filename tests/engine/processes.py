@@ -16,14 +16,15 @@ from typing import Any
 
 import torch
 
-from videomaskfeat.engine import distributed
-from videomaskfeat.engine import distributed as rank_watch
+from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.errors import RunFailed
 
 # Children are forked from a server that has imported torch once but never computed. torch._dynamo takes
-# seconds to import, and every optimizer step and DistributedDataParallel needs it.
+# seconds to import, and every optimizer step and DistributedDataParallel needs it; so does sharding.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["videomaskfeat.engine.loop", "torch._dynamo"])
+_context.set_forkserver_preload(
+    ["videomaskfeat.engine.loop", "torch._dynamo", "videomaskfeat.engine.sharded_checkpoint"]
+)
 
 
 def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
@@ -35,11 +36,13 @@ def exit_code(function: Callable[..., None], *arguments: Any) -> int | None:
     return process.exitcode
 
 
-def exit_codes_of_ranks(count: int, function: Callable[..., None], *arguments: Any) -> list[int | None]:
+def exit_codes_of_ranks(
+    count: int, function: Callable[..., None], *arguments: Any, seconds: float = 120.0
+) -> list[int | None]:
     """Call a function in ``count`` processes that are ranks of one run, as torchrun would start them."""
     processes = _start_ranks(count, 60.0, function, *arguments)
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=seconds)
     hanging = [process for process in processes if process.exitcode is None]
     for process in hanging:
         process.kill()
@@ -90,6 +93,7 @@ def _as_rank(
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count // 2 or 1),  # as on two machines, if there are several ranks
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }

@@ -22,9 +22,9 @@ from videomaskfeat.engine.checkpoint import (
     DamagedCheckpointError,
     SaveFailed,
     check_fingerprint,
-    check_weights,
     load_checkpoint,
 )
+from videomaskfeat.engine.train_state import check_weights
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import open_file
 

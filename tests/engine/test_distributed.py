@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from tests.engine.processes import end_of_survivor, exit_code, exit_codes_of_ranks
 from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
-from videomaskfeat.engine import distributed
+from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.engine.distributed import StopRequested, StopSignals, stop_if_requested
 from videomaskfeat.engine.loop import TrainingStopped
 from videomaskfeat.errors import RunFailed, UserError
@@ -143,10 +143,10 @@ def fall_silent_after_a_while(folder: Path) -> None:
 
     No collective call raises an error here, as with NCCL.
     """
-    distributed.BEAT_SECONDS, distributed._GRACE_SECONDS = 0.05, 1.0
+    rank_watch.BEAT_SECONDS, rank_watch._GRACE_SECONDS = 0.05, 1.0
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    own, other = (distributed.RankWatch(rank=rank, world_size=2, limit_seconds=1.0) for rank in range(2))
+    own, other = (rank_watch.RankWatch(rank=rank, world_size=2, limit_seconds=1.0) for rank in range(2))
     own.start()
     other.start()
     time.sleep(3.0)
@@ -221,6 +221,26 @@ def test_wait_of_one_rank_that_ends_leaves_all_at_the_same_whole_step(tmp_path: 
     assert exit_codes_of_ranks(2, train_toy, tmp_path / "whole") == [0, 0]
     assert_same_run(tmp_path / "failed", tmp_path / "whole")
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+class UnequalLoader(ToyLoader):
+    """As if the list of rank 1 had fewer rows."""
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return super().batches_per_epoch - 2 * distributed.rank()
+
+
+def train_unequally(folder: Path) -> None:
+    words = (
+        r"rank 1 has 5 steps per epoch \(15 in total\), and rank 0 has 6 \(18\): the list files, the config"
+    )
+    with pytest.raises(UserError, match=words):
+        train_toy(folder, loader=UnequalLoader(accumulate=2))
+
+
+def test_ranks_with_different_numbers_of_steps_are_refused(tmp_path: Path) -> None:
+    assert exit_codes_of_ranks(2, train_unequally, tmp_path) == [0, 0]
 
 
 def test_failed_save_ends_all_ranks(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from videomaskfeat.engine.optim import (
     WarmupCosine,
     WarmupSteps,
     adamw,
-    clip_each_gradient,
+    clip_gradients,
     lars,
     layers_behind,
     parameter_groups,
@@ -277,12 +277,24 @@ def test_each_gradient_is_clipped_by_its_own_norm() -> None:
     for number, weight in enumerate(weights[:3]):
         weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number)) * 10**-number
     expected = [weight.grad * min(1.0, 0.5 / (weight.grad.norm().item() + 1e-6)) for weight in weights[:3]]
-    clip_each_gradient(weights, 0.5)
+    total = nn.utils.get_total_norm([weight.grad for weight in weights[:3]])
+    torch.testing.assert_close(clip_gradients(weights, limit=None, limit_each=0.5), total)
     for weight, gradient in zip(weights[:3], expected, strict=True):
         torch.testing.assert_close(weight.grad, gradient, atol=1e-6, rtol=1e-6)
     assert weights[3].grad is None
     assert weights[0].grad is not None
     assert weights[0].grad.norm().item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_all_gradients_are_clipped_by_their_common_norm() -> None:
+    """As torch's own function, bit for bit, then each by its own."""
+    weights, others = ([nn.Parameter(torch.zeros(3)) for _ in range(2)] for _ in range(2))
+    for pair in (weights, others):
+        pair[0].grad, pair[1].grad = torch.tensor([3.0, 0.0, 4.0]), torch.tensor([0.0, 12.0, 0.0])
+    assert clip_gradients(weights, limit=1.0, limit_each=0.5) == 13.0
+    nn.utils.clip_grad_norm_(others, 1.0)
+    assert torch.equal(weights[0].grad, others[0].grad)  # 5 / 13
+    assert weights[1].grad[1] == pytest.approx(0.5, rel=1e-5)  # not 12 / 13
 
 
 def test_weight_decay_is_set_only_where_there_is_one() -> None:

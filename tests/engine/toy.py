@@ -19,6 +19,7 @@ from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.contracts import LoopOptions, StepResult
 from videomaskfeat.engine.loop import Training, TrainResult, train
 from videomaskfeat.engine.optim import WarmupCosine, adamw, parameter_groups
+from videomaskfeat.engine.sharding import build_mesh, shard
 
 SAMPLES, STEPS_PER_EPOCH, BATCH = 50, 6, 8  # two samples are left over every epoch
 CPU = torch.device("cpu")
@@ -112,11 +113,18 @@ def train_toy(
     save_minutes: float = 1e9,
     milestone_every: int = 4,
     device: torch.device = CPU,
+    parallel: str = "ddp",
     **arguments: Any,
 ) -> TrainResult:
     """Train; ``before_forward`` is called with the number of each forward from 0."""
     plain = toy_model(dropout) if model is None else model
-    model = distributed.parallel(plain, device)
+    average = ExponentialMovingAverage(plain, decay=0.9) if with_ema else None
+    sharded = parallel != "ddp" and distributed.world_size() > 1
+    if sharded:
+        mesh = build_mesh(parallel, device)
+        for one in (plain, *([] if average is None else [average.module])):
+            shard(one, mesh)
+    model = plain if sharded else distributed.parallel(plain, device)
     calls = iter(range(10**9))
 
     def step(batch: ToyBatch) -> StepResult:
@@ -139,7 +147,7 @@ def train_toy(
             learning_rate=schedule,
             folder=folder,
             device=device,
-            ema=ExponentialMovingAverage(plain, decay=0.9) if with_ema else None,
+            ema=average,
             fingerprint={"width": 12} if fingerprint is None else fingerprint,
             options=LoopOptions(
                 epochs=epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -297,7 +298,12 @@ def test_two_targets_end_on_one_page_and_are_not_run_twice(
         assert row["knn_top1"] == [simplejson.loads(summary.read_text())["knn_top1"]]
     markdown = (tmp_path / "out" / "table.md").read_text()
     whole, gains = markdown.split("Points over random weights, fine-tuned:")
-    assert whole.strip().count("\n") == 3  # header, rule, two targets
+    table, chance = whole.strip().split("\n\n")
+    assert table.count("\n") == 3  # header, rule, two targets
+    assert re.search(
+        r"^Chance: probes \S+ % on \d+ videos; fine-tuned, motion \S+ % on \d+ videos\. In", chance
+    )
+    assert re.search(r"\d \[\d+, \d+\]", table)
     assert "| Target | motion |" in gains
     html = (tmp_path / "out" / "report.html").read_text()
     assert "fine_hog" in html

@@ -61,6 +61,14 @@ def test_advice_names_the_remedies() -> None:
     assert "run.folder=runs/first_nano" in days
 
 
+def test_too_few_steps_are_named_with_the_epochs_that_suffice() -> None:
+    (few,) = _plan(usual_steps=1800).advice()
+    # 300 epochs of the defaults are 1000 steps here.
+    assert few.startswith("1000 steps may be too few: small models needed about 1800 ")
+    assert few.endswith("; optim.epochs=540")
+    assert not _plan(usual_steps=1000).advice()
+
+
 def test_plan_measures_a_training_and_writes_nothing(sample: Path, tmp_path: Path, verb: Verb) -> None:
     yaml = tmp_path / "finetune.yaml"
     yaml.write_text("evaluate: {views: 2}\n")
@@ -93,6 +101,7 @@ def test_large_batches_are_measured_on_few_clips(sample: Path, tmp_path: Path) -
     words = [*TINY_PRETRAINING, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, None, [*words, "data.workers=0", "optim.epochs=3"])
     plan = plan_training(config, PretrainRun)
+    assert "steps may be too few" in plan.text()
     assert plan.steps == 3 * (len((sample / "train.csv").read_text().splitlines()) // config.optim.batch_size)
     assert plan.measured_clips == plan.clips == config.optim.batch_size  # short steps are measured in full
 

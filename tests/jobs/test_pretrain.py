@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import simplejson
 import torch
@@ -19,13 +20,13 @@ from videomaskfeat import methods
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.records import Records
-from videomaskfeat.jobs.pretrain import final_lines
+from videomaskfeat.jobs.pretrain import PretrainRun, final_lines
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas import PretrainConfig
 
-from .conftest import TINY
+from .conftest import TINY, Verb
 
 Pretrain = Callable[..., tuple[int, str]]
 
@@ -379,6 +380,52 @@ def test_trained_model_is_placed_beside_the_constant(trained: float, words: str)
         assert (
             "after 4000 steps try half of optim.learning_rate" in final_lines({**summary, "steps": 4000})[4]
         )
+
+
+def test_config_for_small_sets_has_enough_steps_and_reports_the_constant(
+    sample: Path, tmp_path: Path, verb: Verb
+) -> None:
+    """28 of 40 videos are the training list of `make-lists`; here the run is cut to two steps."""
+    config = load_config(PretrainConfig, "configs/pretrain/small_cpu.yaml")
+    assert config.optim.epochs * (28 // config.optim.batch_size) >= PretrainRun.usual_steps
+    # Random crops of half the frame and more let the encoder memorize 28 videos.
+    assert config.clip.crop_area[0] < 0.5
+    few = (sample / "train.csv").read_text().splitlines(keepends=True)[:8]
+    (sample / "few.csv").write_text("".join(few))
+    data = [f"data.train={sample / 'few.csv'}", f"data.validation={sample / 'val.csv'}", "run.pictures=0"]
+    short = [
+        "optim.epochs=2",
+        "optim.warmup_epochs=0",
+        "run.evaluate_epochs=1",
+        f"run.folder={tmp_path / 'run'}",
+    ]
+    code, _, text = verb("pretrain", "--config", "configs/pretrain/small_cpu.yaml", *data, *short)
+    assert code == 0, text
+    assert re.search(r"  best constant prediction  0\.\d+\n", text)
+    assert "advice      worse than a constant: train longer: 2 steps" in text
+    metrics = rows(tmp_path / "run")
+    assert all(row["evaluation/heldout_constant"] > 0 for row in metrics)
+
+
+@pytest.mark.parametrize(("latest", "memorizes"), [(0.9, True), (0.96, False)])
+def test_memorized_videos_are_distinguished_from_too_few_steps(latest: float, memorizes: bool) -> None:
+    """The training loss of the last tenth of the steps is far below the constant, or is not."""
+    summary = {
+        "heldout_clips": 4,
+        "heldout_constant": 1.0,
+        "heldout_untrained": 3.0,
+        "heldout_trained": 1.1,
+        "steps": 200,
+    }
+    loss = np.full(200, 0.5)
+    loss[-20:] = latest
+    heldout = np.full(200, np.nan)
+    heldout[[49, 99, 149]] = 1.2, 0.99, 1.05
+    metrics = {"step": np.arange(1, 201), "loss": loss, "evaluation/heldout_loss": heldout}
+    advice = final_lines(summary, metrics)[4]
+    assert ("the training loss 0.90000 is not, so the encoder memorizes its videos" in advice) == memorizes
+    assert ("(lowest held-out loss: 0.99000 at step 100)" in advice) == memorizes
+    assert ("train longer: 200 steps" in advice) != memorizes
 
 
 def test_probes_say_how_many_they_asked_and_a_loss_without_a_constant_says_so() -> None:

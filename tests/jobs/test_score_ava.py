@@ -32,7 +32,14 @@ def test_verb_writes_the_official_score_with_its_protocol(
     files = golden_files(golden)
     assert cli.main(arguments(files, "--out", str(tmp_path / "a" / "score"))) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == ("mAP 57.15 % at IoU 0.5: the mean of 8 of 8 actions, 91 rows to find, 594 detections")
+    matched = re.fullmatch(
+        r"mAP 57\.15 % \(chance (\S+) %, 95 % interval (\S+) to (\S+) %\) at IoU 0\.5: "
+        "the mean of 8 of 8 actions, 91 rows to find, 594 detections",
+        lines[0],
+    )
+    assert matched is not None, lines[0]
+    chance, low, high = map(float, matched.groups())
+    assert chance < low < 57.15 < high
     assert [line.split()[-1] for line in lines[2:10]] == ["4", "7", "32", "33", "46", "60", "68", "80"]
     assert lines[10] == (
         "33 of the 124 rows of the ground truth are ignored: 9 at excluded times, 24 of actions that the "
@@ -44,6 +51,7 @@ def test_verb_writes_the_official_score_with_its_protocol(
     official = json.loads((golden / "ava" / "ava_expected.json").read_text())["metrics"]
     result = json.loads((folder / "result.json").read_text())
     assert result["mean_ap"] == pytest.approx(official["PascalBoxes_Precision/mAP@0.5IOU"], abs=1e-6)
+    assert [f"{100 * end:.1f}" for end in result["mean_ap_interval"]] == [f"{low:.1f}", f"{high:.1f}"]
     assert result["protocol"] == {
         "score": "AVA frame mAP",
         "iou_threshold": 0.5,
@@ -92,7 +100,8 @@ def test_options_are_the_metrics_own(golden: Path, capsys: pytest.CaptureFixture
     assert cli.main(arguments(files, "--iou", "0.75", "--rows-per-frame", "10")) == 0
     expected = evaluate_files(*files, iou_threshold=0.75, rows_per_frame=10)
     out = capsys.readouterr().out
-    assert out.startswith(f"mAP {100 * expected.mean_ap:.2f} % at IoU 0.75: ")
+    assert out.startswith(f"mAP {100 * expected.mean_ap:.2f} % (chance ")
+    assert "%) at IoU 0.75: " in out.splitlines()[0]
     match = re.search(r"(\d+) detections\n", out)
     left = re.search(r"(\d+) detections are not among the 10 best rows of their key frames\.", out)
     assert match is not None

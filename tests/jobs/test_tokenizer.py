@@ -332,7 +332,8 @@ def test_few_codes_in_use_are_remarked_on(used: int, tokens: int, few: bool) -> 
 
 
 @pytest.mark.slow
-def test_two_ranks_move_the_codes_as_one_does(sample: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_ranks_move_the_codes_as_one_does(parallel: str, sample: Path, tmp_path: Path) -> None:
     """Sums in another order: figures and weights equal to 1e-3, with steps too small for a token to change
     by rounding. Both go on from one step of one rank, since at the first step the codes are drawn from the
     latents of each rank; after it none is revived."""
@@ -349,7 +350,7 @@ def test_two_ranks_move_the_codes_as_one_does(sample: Path, tmp_path: Path) -> N
     run_verb(1, "train-tokenizer", *overrides, f"run.folder={one}")
     (two / "checkpoints").mkdir(parents=True)
     shutil.copy(one / "checkpoints" / "step_00000004.pt", two / "checkpoints")
-    run_verb(2, "train-tokenizer", *overrides, f"run.folder={two}")
+    run_verb(2, "train-tokenizer", *overrides, f"run.folder={two}", f"run.parallel={parallel}")
     assert len(metrics(one)) == 12
     for first, second in zip(metrics(one)[4:], metrics(two), strict=True):
         for rows in (first, second):

@@ -63,9 +63,10 @@ def test_row_has_mean_deviation_and_wins_over_the_seeds() -> None:
         "Share of the target": "10.0%",
         "Peak memory, MB": "200",
         "Pre-training time": "1 min 30 s ± 42 s",
-        "Linear top-1": "25.0 ± 7.1 (1 of 2)",
+        # Wilson's interval of 30 and 18 of 120: the videos of two seeds are the same.
+        "Linear top-1": "25.0 ± 7.1 [18, 33] (1 of 2)",
         "k-NN top-1": "",
-        "Linear, random encoder": "15.0 ± 7.1",
+        "Linear, random encoder": "15.0 ± 7.1 [10, 22]",
         "Fine-tuned top-1": "42.0 ± 2.8 (1 of 2)",
         "Fine-tuned from scratch": "40.0 ± 0.0",
     }
@@ -85,11 +86,13 @@ def test_cost_of_a_step_covers_all_its_micro_batches() -> None:
 
 def test_one_seed_has_no_deviation_and_columns_without_numbers_are_left_out() -> None:
     single = TargetResults("hog", "nano", COST, [seed_result(1, [1, 2], 30.0, 10.0, 0.0)])
-    assert single.cells()[-4:] == ["30.0", "10.0", "", ""]
+    assert single.cells()[-4:] == ["30.0 [23, 39]", "10.0 [6, 17]", "", ""]
     markdown = TargetResults.markdown([single, RESULTS])
     without_knn = [title for title in table_header([""]) if "k-NN" not in title]
-    assert markdown.splitlines()[0] == f"| {' | '.join(without_knn)} |"
-    assert [line.count("|") for line in markdown.splitlines()] == [len(without_knn) + 1] * 4
+    table, chance = markdown.rstrip().split("\n\n")
+    assert table.splitlines()[0] == f"| {' | '.join(without_knn)} |"
+    assert [line.count("|") for line in table.splitlines()] == [len(without_knn) + 1] * 4
+    assert chance.startswith("Chance: probes 8.3 % on 120 videos; fine-tuned 20.0 %. In square brackets: ")
     assert "Fine-tuned" not in TargetResults.markdown([single])
 
 

@@ -76,9 +76,17 @@ def test_page_has_every_part() -> None:
     assert "Rows per key frame the 50 best" in fifty.text
 
 
-@pytest.mark.parametrize(("mean_ap", "good"), [(0.3, True), (0.21, False)])
-def test_score_is_green_only_above_chance(mean_ap: float, good: bool) -> None:
-    classes = [attributes.get("class") for _, attributes in page_of(mean_ap=mean_ap).tags]
+@pytest.mark.parametrize(
+    ("mean_ap", "interval", "good"),
+    [(0.3, None, True), (0.21, None, False), (0.3, [0.22, 0.4], True), (0.3, [0.2, 0.4], False)],
+)
+def test_score_is_green_only_if_its_interval_is_above_chance(
+    mean_ap: float, interval: Any, good: bool
+) -> None:
+    page = page_of(mean_ap=mean_ap, mean_ap_interval=interval)
+    words = "in random order; 95 % interval 22.0 to 40.0 %: bootstrap over the videos"
+    assert (words in page.text) == (interval == [0.22, 0.4])
+    classes = [attributes.get("class") for _, attributes in page.tags]
     assert ("card good" in classes) == good
     assert classes.count("bar good") == 1  # of "stand", whose chance level is 29 %
 

@@ -177,6 +177,10 @@ def write_classifier_run(folder: Path, top1: float) -> Path:
             "Frame mAP 50.00 % chance level 12.50 %: the same detections in random order Run",
         ),
         (
+            {"kind": "detect", "mean_ap": 0.5, "mean_ap_interval": [0.4, 0.61]},
+            "Frame mAP 50.00 % 95 % interval 40.0 to 61.0 %: bootstrap over the videos Run",
+        ),
+        (
             {
                 "kind": "tokenizer", "heldout_trained": 0.25, "heldout_constant": 0.5, "heldout_frames": 7,
                 "vocabulary": 64, "heldout_used_codes": 16, "heldout_perplexity": 12.34,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from videomaskfeat.engine.distributed import local
 from videomaskfeat.errors import UserError
 
 
@@ -45,11 +46,11 @@ class Teacher:
             network: the student, on the same device.
             progress: completed share of the training, 0..1.
         """
-        torch._foreach_lerp_(
-            list(self.module.parameters()), list(network.parameters()), 1.0 - self.momentum(progress)
-        )
-        for own, theirs in zip(self.module.buffers(), network.buffers(), strict=True):
-            own.copy_(theirs)
+        # Element by element, so each rank moves its own part of weights that are sharded.
+        own, theirs = ([local(one) for one in module.parameters()] for module in (self.module, network))
+        torch._foreach_lerp_(own, theirs, 1.0 - self.momentum(progress))
+        for buffer, other in zip(self.module.buffers(), network.buffers(), strict=True):
+            buffer.copy_(other)
 
     def state_dict(self) -> dict[str, Tensor]:
         """The teacher's weights."""

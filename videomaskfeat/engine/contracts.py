@@ -113,6 +113,8 @@ class LoopOptions:
     """Text that the log adds to the metrics of an evaluation; None: none."""
     loggers: tuple[str, ...] = ("tensorboard",)
     """Loggers of metrics besides metrics.jsonl; see ``open_logger``."""
+    step_seconds: float = 0.0
+    """Maximum time of a step, after which the process ends; 0: no limit."""
     seconds_between_lines: float = 5.0
     """Interval of the progress lines."""
 
@@ -120,7 +122,7 @@ class LoopOptions:
         for name in ("accumulate", "keep_last"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)}: must be 1 or more")
-        for name in ("save_minutes", "milestone_every", "evaluate_every"):
+        for name in ("save_minutes", "milestone_every", "evaluate_every", "step_seconds"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must not be negative")
         if not self.epochs > 0:

@@ -16,11 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from types import FrameType, TracebackType
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,6 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.processes import SAME_SIGNAL_SECONDS
+
+if TYPE_CHECKING:
+    from videomaskfeat.engine.rank_watch import RankWatch
 
 logger = logging.getLogger(__name__)
 
@@ -96,184 +98,6 @@ def stop_if_requested() -> None:
 
 
 T = TypeVar("T")
-BEAT_SECONDS = 2.0
-"""Interval at which a rank publishes its position."""
-_GRACE_SECONDS = 30.0  # after the limit, in which the collective's own error may end the run
-_STORE_SECONDS = 10.0  # for an answer of the ranks' store
-_BEATS = 2.5  # a rank that publishes nothing for this many intervals counts as lost
-
-
-@dataclass
-class Position:
-    """Position of a rank: optimizer steps done, and calls that wait for the other ranks."""
-
-    step: int = 0
-    calls: int = 0
-
-
-class RankWatch:
-    """Publishes the position of this rank in the store that the ranks share, and reads the others.
-
-    Args:
-        rank: number of this rank.
-        world_size: number of ranks.
-        limit_seconds: silence of another rank after which this process ends.
-    """
-
-    def __init__(self, *, rank: int, world_size: int, limit_seconds: float) -> None:
-        self.position = Position()
-        self._rank, self._world_size, self._limit_seconds = rank, world_size, limit_seconds
-        self._others = [other for other in range(world_size) if other != rank]
-        self._store: dist.Store | None = None
-        self._reachable = True
-        self._ended = threading.Event()
-        self._beats = 0
-        self._heard: dict[int, tuple[str, float]] = {}  # rank: its last beat, and the time of its arrival
-        self._contact = time.monotonic()  # time of the store's last answer
-
-    def start(self) -> None:
-        """Start to publish this rank's position."""
-        store = dist.TCPStore(
-            os.environ["MASTER_ADDR"],
-            int(os.environ["MASTER_PORT"]),
-            is_master=False,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=_STORE_SECONDS),
-        )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        self._store = dist.PrefixStore(f"videomaskfeat/{attempt}", store)
-        self._beat()
-        for target in (self._keep, self._guard):
-            threading.Thread(target=target, name="rank watch", daemon=True).start()
-
-    def stop(self) -> None:
-        """Stop watching; without :meth:`start`, do nothing."""
-        self._ended.set()
-
-    def announce(self, error: BaseException) -> None:
-        """Publish the error that ends this rank."""
-        if self._store is None or not self._reachable:
-            return
-        store, words = self._store, " ".join(str(error).split()) or type(error).__name__
-        _in_time(lambda: store.set(f"end/{self._rank}", words))
-
-    def explain(self, error: BaseException) -> RunFailed | None:
-        """The cause of an error of the connection between the ranks; None for any other error."""
-        if self._store is None or not is_connection_error(error):
-            return None
-        return RunFailed(
-            f"rank {self._rank}, step {self.position.step + 1}: {self._causes()}; this rank ends too; start"
-            " the same command again, which continues from the newest checkpoint"
-        )
-
-    def _causes(self) -> str:
-        """The ranks at fault, for a message."""
-        before = after = ended = _in_time(lambda: self._read("beat"))
-        if before is not None:
-            time.sleep(_BEATS * BEAT_SECONDS)
-            after = _in_time(lambda: self._read("beat"))
-        if after is not None:
-            ended = _in_time(lambda: self._read("end"))
-        if before is None or after is None or ended is None:
-            self._reachable = False
-            return "rank 0, which connects the ranks, does not answer: it was killed, stopped or cut off"
-        causes = [
-            f"rank {rank} ended: {ended[rank]}"
-            if ended[rank]
-            else f"rank {rank} does not answer (last seen at step {_position(after[rank]).step + 1}): it was"
-            " killed, stopped or cut off"
-            for rank in self._others
-            if ended[rank] or before[rank] == after[rank]
-        ]
-        causes = causes or [
-            f"rank {rank} is busy at step {_position(beat).step + 1}"
-            for rank, beat in after.items()
-            if _position(beat).calls < self.position.calls
-        ]
-        return "; ".join(causes) or "the connection to another rank was lost, and all ranks still run"
-
-    def _keep(self) -> None:
-        """Publish this rank's position and read those of the others."""
-        while not self._ended.wait(BEAT_SECONDS):
-            try:
-                self._beat()
-                beats = self._read("beat")
-            except dist.DistError:  # rank 0, which serves the store, has ended
-                continue
-            self._contact = time.monotonic()
-            for rank, beat in beats.items():
-                if rank not in self._heard or self._heard[rank][0] != beat:
-                    self._heard[rank] = beat, self._contact
-
-    def _guard(self) -> None:
-        """End the process if another rank is silent for longer than the limit.
-
-        By then most calls that wait for that rank have raised an error, which has ended the run. Those of
-        NCCL may never do so.
-        """
-        while not self._ended.wait(BEAT_SECONDS):
-            silent, since = 0, self._contact
-            for rank, (_, heard) in list(self._heard.items()):
-                if heard < since - _BEATS * BEAT_SECONDS:
-                    silent, since = rank, heard
-            if time.monotonic() - since > self._limit_seconds + _GRACE_SECONDS:
-                logger.error(
-                    "rank %d, step %d: rank %d has not answered for %.0f s; this rank stops; start the "
-                    "same command again, which continues from the newest checkpoint",
-                    self._rank,
-                    self.position.step + 1,
-                    silent,
-                    self._limit_seconds + _GRACE_SECONDS,
-                )
-                os._exit(1)
-
-    def _beat(self) -> None:
-        assert self._store is not None
-        self._beats += 1
-        self._store.set(f"beat/{self._rank}", f"{self._beats} {self.position.step} {self.position.calls}")
-
-    def _read(self, kind: str) -> dict[int, str]:
-        """The last value of a kind of each other rank; empty if it wrote none."""
-        assert self._store is not None
-        keys = {rank: f"{kind}/{rank}" for rank in self._others}
-        return {
-            rank: self._store.get(key).decode() if self._store.check([key]) else ""
-            for rank, key in keys.items()
-        }
-
-
-def _in_time(function: Callable[[], T]) -> T | None:
-    """The result of a call to the ranks' store; None if it does not answer.
-
-    If the process that serves the store is stopped, such a call never ends, despite the store's time limit.
-    """
-    results: list[T] = []
-
-    def append_result() -> None:
-        with suppress(dist.DistError):
-            results.append(function())
-
-    thread = threading.Thread(target=append_result, daemon=True)
-    thread.start()
-    thread.join(_STORE_SECONDS)
-    return results[0] if results else None
-
-
-def is_connection_error(error: BaseException) -> bool:
-    """Whether torch raised an error because another rank could not be reached."""
-    if isinstance(error, RunFailed):
-        return False
-    if isinstance(error, dist.DistError):
-        return True
-    # Errors of Gloo are plain RuntimeErrors that name the source file.
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/", "NCCL"))
-
-
-def _position(beat: str) -> Position:
-    _, step, calls = (beat or "0 0 0").split()
-    return Position(int(step), int(calls))
-
-
 _LEAVE_SECONDS = 10.0  # for the other ranks to leave the group too
 
 
@@ -337,7 +161,9 @@ _watch: RankWatch | None = None  # while this process is one of several ranks
 
 
 @contextmanager
-def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> Iterator[None]:
+def process_group(
+    device: torch.device, *, timeout_seconds: float = 1800.0, join_seconds: float = 600.0
+) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun do nothing.
 
     CPU tensors and Python objects travel by gloo, GPU tensors by NCCL.
@@ -345,8 +171,10 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
     Args:
         device: from :func:`choose_device`.
         timeout_seconds: a collective call that waits longer for another process raises an error.
+        join_seconds: time in which all processes must have started.
 
     Raises:
+        UserError: a process did not start in time, or an environment variable is missing.
         RunFailed: another rank was killed, ended with an error, or did not answer in time; it is named.
     """
     global _watch
@@ -356,22 +184,21 @@ def process_group(device: torch.device, *, timeout_seconds: float = 1800.0) -> I
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.set_device(device)
-    try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if on_gpu else None,
-        )
-    except dist.DistError as error:
-        raise RunFailed(
-            f"rank {os.environ.get('RANK')} of {os.environ['WORLD_SIZE']}: not all ranks connected to"
-            f" {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within {timeout_seconds:g} s;"
-            " check that all were started, with the same WORLD_SIZE, MASTER_ADDR and MASTER_PORT"
-        ) from error
+    from videomaskfeat.engine.rank_watch import RankWatch, join
+
+    store, attempt, own_rank, ranks = join(join_seconds)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=own_rank,
+        world_size=ranks,
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if on_gpu else None,
+    )
     lost = False
     _watch = RankWatch(rank=rank(), world_size=world_size(), limit_seconds=timeout_seconds)
     try:
-        _watch.start()
+        _watch.start(attempt)
         yield
     except BaseException as error:
         failure = _watch.explain(error)
@@ -416,6 +243,17 @@ def note_step(step: int) -> None:
         _watch.position.step = step
 
 
+def announce(error: BaseException) -> None:
+    """Publish the error that ends this rank, for messages of the others."""
+    if _watch is not None:
+        _watch.announce(error)
+
+
+def other_positions() -> str:
+    """The last known steps of the other ranks, for a message; empty without other ranks."""
+    return "" if _watch is None else _watch.other_positions()
+
+
 def _note_call() -> None:
     """Count a call that waits for the other ranks."""
     if _watch is not None:
@@ -448,9 +286,51 @@ def unwrap(model: nn.Module) -> nn.Module:
     return cast(nn.Module, model.module) if isinstance(model, DistributedDataParallel) else model
 
 
-def no_sync(model: nn.Module) -> AbstractContextManager[None]:
+@contextmanager
+def no_sync(model: nn.Module) -> Iterator[None]:
     """A context in which backward adds up gradients without averaging them over the ranks."""
-    return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+    if isinstance(model, DistributedDataParallel):
+        with model.no_sync():
+            yield
+    elif is_sharded(model):
+        model.set_requires_gradient_sync(False)  # type: ignore[operator]
+        yield
+        model.set_requires_gradient_sync(True)  # type: ignore[operator]
+    else:
+        yield
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the weights of a model are divided over the ranks."""
+    # By a method of FSDP2's module, whose import takes seconds.
+    return hasattr(model, "set_requires_gradient_sync")
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """A context in which parts of a sharded network may be called instead of the whole, without gradient.
+
+    All ranks must enter it. Blocks remain sharded, since each gathers its own weights when it is called. A
+    network that is not sharded is not changed.
+    """
+    if not is_sharded(module):
+        yield
+        return
+    module.unshard()  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        module.reshard()  # type: ignore[operator]
+
+
+SHARD = "shard"
+"""Name of the dimension of a device mesh over which tensors are divided."""
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, which shares its memory; any other tensor itself."""
+    # A DTensor has this method; its class takes seconds to import.
+    return cast(Tensor, tensor.to_local()) if hasattr(tensor, "to_local") else tensor
 
 
 def mean_over_ranks(values: Tensor) -> Tensor:
@@ -478,16 +358,34 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return mean_over_ranks(values) * world_size() if world_size() > 1 else values
 
 
+def first_error(error: Exception | None) -> Exception | None:
+    """The error of the first rank that has one, with the same type and text on every rank, or None.
+
+    All ranks must call it, with their own error or None.
+    """
+    errors = gather_objects(None if error is None else (type(error), str(error)))
+    for number, described in enumerate(errors):
+        if described is not None:
+            kind, text = described
+            return error if number == rank() else kind(text)
+    return None
+
+
+def new_cpu_group() -> dist.ProcessGroup:
+    """One more group of all ranks, for CPU tensors and calls of another thread; all ranks must call it."""
+    assert _watch is not None
+    limit = timedelta(seconds=_watch.limit_seconds)
+    return cast(dist.ProcessGroup, dist.new_group(backend="gloo", timeout=limit))
+
+
 def raise_together(error: UserError | RunFailed | None) -> None:
     """Raise the error of one rank on all ranks, so that none waits for a rank that has stopped.
 
     All ranks must call it, with their own error or None.
     """
-    errors = gather_objects(None if error is None else (type(error), str(error)))
-    if error is not None:
-        raise error
-    for kind, text in filter(None, errors):
-        raise kind(text)
+    first = first_error(error)
+    if error is not None or first is not None:
+        raise error or first  # type: ignore[misc]
 
 
 def run_on_main(function: Callable[[], T]) -> T:

@@ -46,6 +46,7 @@ class Holder:
         process_start: start of the process in the system's units, since process numbers are reused.
         since: time of the lock, ISO 8601.
         token: unique for each lock.
+        job: the run id of torchrun, the same on all machines and after restarts; empty without one.
     """
 
     host: str
@@ -54,6 +55,7 @@ class Holder:
     process_start: str
     since: str
     token: str
+    job: str = ""
 
     @staticmethod
     def of_this_process() -> Holder:
@@ -66,12 +68,19 @@ class Holder:
             process_start=_process_start(os.getpid()) or "",
             since=now,
             token=uuid.uuid4().hex,
+            job=os.environ.get("TORCHELASTIC_RUN_ID", "none").removeprefix("none"),
         )
 
     def is_alive(self, age_seconds: float) -> bool:
-        """Whether the process still runs; on another machine, whether the lock was renewed recently."""
+        """Whether the process still runs; on another machine, whether the lock was renewed recently.
+
+        A restart by torchrun may move rank 0 to another machine. All ranks of the job are together before one
+        locks a folder, so the holder is not among them, and has ended or will stop itself.
+        """
         if (self.host, self.machine) == (socket.gethostname(), _machine()):
             return _process_start(self.pid) == self.process_start
+        if self.job and self.job == Holder.of_this_process().job:
+            return False
         return age_seconds < STALE_SECONDS
 
 

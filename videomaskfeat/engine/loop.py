@@ -16,15 +16,15 @@ from typing import Any, Generic, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage
-from videomaskfeat.engine.checkpoint import CheckpointFolder, Progress, TrainState, load_checkpoint
+from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
-from videomaskfeat.engine.optim import clip_each_gradient, set_learning_rate, set_weight_decay
+from videomaskfeat.engine.optim import clip_gradients, set_learning_rate, set_weight_decay
+from videomaskfeat.engine.train_state import Progress, TrainState
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class Training(Generic[BatchT]):
         evaluate: called on all ranks in evaluation mode without gradients; its results are logged as
             ``evaluation/NAME``. It may call :func:`distributed.stop_if_requested`; a resumed run then
             evaluates first. Its random draws do not change the training.
+        name_of: name of a sample by its index, for messages.
         on_failures: called on all ranks with the failures of all ranks; may raise to end the run.
         before_step: called on all ranks when the gradients of a step are complete. A gradient that it sets to
             None leaves the weight and its optimizer state unchanged.
@@ -90,6 +91,7 @@ class Training(Generic[BatchT]):
     fingerprint: Mapping[str, Any] = field(default_factory=dict)
     upgrade_fingerprint: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    name_of: Callable[[int], str] = str
     on_failures: Callable[[Sequence[Any]], None] | None = None
     before_step: Callable[[], None] | None = None
     after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None
@@ -151,17 +153,40 @@ def train(run: Training[BatchT]) -> TrainResult:
     the loader ends the run after the last whole step has been saved.
 
     Raises:
-        UserError: the run folder or checkpoint belongs to another config or model, or is damaged.
+        UserError: the run folder or checkpoint belongs to another config or model, or is damaged; or the
+            ranks have different numbers of steps.
         UserError, RunFailed: the loader raised it, on any rank.
         TrainingStopped: the loss or the gradient is not finite.
         SaveFailed: a checkpoint could not be written.
     """
     torch.manual_seed(run.options.seed + distributed.rank())
+    _check_equal_steps(run)
     fingerprint = _resume(run)
     if fingerprint is not None and run.on_resume is not None:
         run.on_resume(fingerprint, run.epoch, run.state.progress.step / run.total_steps)
     with StopSignals() as stop, _open_log(run) as log:
-        return _train(run, stop, log)
+        try:
+            result = _train(run, stop, log)
+        except (UserError, RunFailed):
+            run.checkpoints.join()
+            raise
+        run.checkpoints.wait()
+        return result
+
+
+def _check_equal_steps(run: Training[Any]) -> None:
+    """Refuse different numbers of steps, since the rank with more of them would wait for ever.
+
+    Loaders count batches of the whole list, so they differ only if the machines have different files.
+    """
+    counts = distributed.gather_objects((run.steps_per_epoch, run.total_steps))
+    for number, (per_epoch, total) in enumerate(counts):
+        if (per_epoch, total) != counts[0]:
+            raise UserError(
+                f"rank {number} has {per_epoch} steps per epoch ({total} in total), and rank 0 has "
+                f"{counts[0][0]} ({counts[0][1]}): the list files, the config or the version of its machine "
+                "differ; give all machines the same files"
+            )
 
 
 def count_steps(epochs: float, steps_per_epoch: int) -> int:
@@ -201,10 +226,16 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
         record, path = _evaluate_late(run, log)
         if progress.unevaluated is not None:
             return TrainResult("interrupted", progress, path, record)
-    with closing(_batches(run, stop)) as stream:
+    from videomaskfeat.engine.step_watch import StepWatch
+
+    watch = StepWatch(limit_seconds=options.step_seconds, name_of=run.name_of)
+    with closing(_batches(run, stop)) as stream, watch:
         while progress.step < run.total_steps:
+            watch.begin(progress.step + 1)
             step_batches = _fetch(run, stream)
+            watch.note_samples([batch.index for batch in step_batches.batches])
             if step_batches.error is not None or step_batches.stopped:
+                watch.end()
                 if step_batches.stopped or progress.step > saved_step:
                     path = _save(run, log)
                 if step_batches.error is not None:
@@ -213,6 +244,7 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
             minutes = (time.monotonic() - saved_at) / 60.0
             distributed.note_step(progress.step)
             record, failures, stopping, save_due = _optimizer_step(run, step_batches, stop, minutes)
+            watch.end()
             last = progress.step == run.total_steps
             if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
                 record, stopping = _add_evaluation(run, record, stopping)
@@ -276,11 +308,7 @@ def _optimizer_step(
     if run.weight_decay is not None:
         set_weight_decay(state.optimizer, run.weight_decay(state.progress.step / run.total_steps))
     gradients = _accumulate(run, data.batches)
-    norm = get_total_norm([p.grad for p in run.parameters if p.grad is not None])
-    if run.options.clip_norm is not None:
-        clip_grads_with_norm_(run.parameters, run.options.clip_norm, norm)
-    if run.options.clip_norm_each is not None:
-        clip_each_gradient(run.parameters, run.options.clip_norm_each)
+    norm = clip_gradients(run.parameters, limit=run.options.clip_norm, limit_each=run.options.clip_norm_each)
 
     # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
     # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
@@ -393,19 +421,11 @@ def _is_multiple(step: int, every: int) -> bool:
 
 def _resume(run: Training[Any]) -> Mapping[str, Any] | None:
     """Load the newest checkpoint of the run folder on all ranks; returns its fingerprint, if there is one."""
-    newest: tuple[Path, dict[str, Any]] | None = None
-
-    def load_on_main() -> str | None:
-        nonlocal newest
-        newest = run.checkpoints.load_newest(run.state.load_state_dict)
-        return None if newest is None else str(newest[0])
-
-    path = distributed.run_on_main(load_on_main)
-    if path is None:
+    example = run.state.example() if distributed.is_sharded(run.model) else None
+    newest = run.checkpoints.load_newest(run.state.load_state_dict, example)
+    if newest is None:
         return None
-    content = newest[1] if newest is not None else load_checkpoint(path)
-    if newest is None:  # on the other ranks
-        run.state.load_state_dict(content, path)
+    path, content = newest
     progress = run.state.progress
     if progress.step >= run.total_steps:
         logger.info("already finished: step %d of %d (%s)", progress.step, run.total_steps, path)
@@ -418,10 +438,12 @@ def _resume(run: Training[Any]) -> Mapping[str, Any] | None:
 
 
 def _save(run: Training[Any], log: RunLog | None) -> Path:
-    """Write a checkpoint; all ranks must call it."""
+    """Write a checkpoint, of sharded ranks in the background; all ranks must call it."""
     if log is not None:
         log.flush()  # so that a resumed run has every line of metrics
     content = run.state.state_dict()
+    if distributed.is_sharded(run.model):
+        return run.checkpoints.save_sharded(content, run.state.progress.step)
     return distributed.run_on_main(lambda: run.checkpoints.save(content, run.state.progress.step))
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
+from videomaskfeat.engine.distributed import SHARD, local
 from videomaskfeat.errors import UserError
 
 
@@ -239,11 +241,36 @@ def set_weight_decay(optimizer: torch.optim.Optimizer, weight_decay: float) -> N
             group["weight_decay"] = weight_decay
 
 
-def clip_each_gradient(parameters: Iterable[nn.Parameter], limit: float) -> None:
-    """Scale down each gradient whose own L2 norm is above the limit (DINO, iBOT)."""
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], *, limit: float | None, limit_each: float | None
+) -> Tensor:
+    """Scale down gradients, and return the L2 norm of all of them before that, 0-d.
+
+    Args:
+        parameters: the parameters; those without a gradient are skipped. If they are sharded, all ranks must
+            call it.
+        limit: maximum L2 norm of all gradients; None: no limit.
+        limit_each: maximum L2 norm of each gradient, after ``limit`` (DINO, iBOT); None: no limit.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    factors = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in torch._foreach_norm(gradients)]
-    torch._foreach_mul_(gradients, factors)
+    local_gradients = [local(gradient) for gradient in gradients]
+    total = torch.linalg.vector_norm(torch.stack(gradient_norms(gradients)))
+    if limit is not None:
+        torch._foreach_mul_(local_gradients, (limit / (total + 1e-6)).clamp(max=1.0))
+    if limit_each is not None:
+        norms = gradient_norms(gradients)
+        torch._foreach_mul_(local_gradients, [(limit_each / (norm + 1e-6)).clamp(max=1.0) for norm in norms])
+    return total
+
+
+def gradient_norms(gradients: Sequence[Tensor]) -> list[Tensor]:
+    """The L2 norm of each gradient, 0-d; all ranks must call it if they are sharded."""
+    norms = torch._foreach_norm([local(gradient) for gradient in gradients])
+    if not hasattr(gradients[0], "device_mesh"):
+        return list(norms)
+    squares = torch.stack(norms).float().square()
+    dist.all_reduce(squares, group=gradients[0].device_mesh.get_group(SHARD))
+    return list(squares.sqrt().unbind())
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.999)) -> torch.optim.AdamW:
@@ -259,10 +286,12 @@ def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float] = (0.9, 0.
 
 
 def sgd(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.SGD:
-    """Fused SGD with Nesterov momentum (0..1)."""
+    """SGD with Nesterov momentum (0..1); fused unless the parameters are sharded."""
     if not 0 <= momentum < 1:
         raise UserError(f"momentum={momentum}: must be at least 0 and below 1, such as 0.9")
-    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=True)
+    # The fused step of torch 2.13 does not take sharded parameters.
+    fused = not any(hasattr(parameter, "device_mesh") for group in groups for parameter in group["params"])
+    return torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, fused=fused)
 
 
 def lars(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.Optimizer:

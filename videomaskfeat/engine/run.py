@@ -38,6 +38,7 @@ from videomaskfeat.engine.optim import (
 from videomaskfeat.engine.threads import with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
+from videomaskfeat.texts import printable_name
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +228,7 @@ class Run(ABC):
     Attributes:
         kind: kind of the training in summary.json.
         unit: name of the samples.
+        usual_steps: steps that small models usually need; 0: unknown.
         loader: training batches, a context manager with ``close()``.
         heldout: loader of the batches that `heldout_batches` yields, or None.
         counter: counts unreadable inputs: ``add(failures)``, which may end the run, and ``skipped_records``.
@@ -240,6 +242,7 @@ class Run(ABC):
 
     kind: ClassVar[str]
     unit: ClassVar[str] = "clips"
+    usual_steps: ClassVar[int] = 0
     loader: Any
     heldout: Any = None
     counter: Any
@@ -258,14 +261,43 @@ class Run(ABC):
         self.extensions = Extensions()
         torch.manual_seed(config.run.seed)
 
-    def set_model(self, model: nn.Module) -> None:
-        """Set the model, which is on the CPU, and build optimizer, schedule and average."""
-        optim = self.config.optim
-        self.model = model
-        self.network = distributed.parallel(model, self.device)
+    def set_model(self, model: nn.Module, *, followers: Sequence[nn.Module] = ()) -> None:
+        """Set the model, which is on the CPU, and build optimizer, schedule and average.
+
+        Args:
+            model: the model.
+            followers: networks on the device that follow its weights, such as teachers.
+        """
+        optim, average = self.config.optim, self.config.optim.ema_decay
+        self.model, sharded = model, self._is_sharded()
+        if not sharded:
+            self.network = distributed.parallel(model, self.device)
+        self.ema = None if average is None else ExponentialMovingAverage(model.to(self.device), decay=average)
+        self._networks = [model, *followers, *([] if self.ema is None else [self.ema.module])]
+        if sharded:
+            from videomaskfeat.engine.sharding import build_mesh, shard
+
+            mesh = build_mesh(self.config.run.parallel, self.device)
+            for network in self._networks:
+                shard(network, mesh)
+            self.network = model
         self.schedule, self.weight_decay = build_schedule(optim), build_weight_decay(optim)
         self.optimizer = build_optimizer(optim, model, base_lr=self.schedule.base_lr)
-        self.ema = None if optim.ema_decay is None else ExponentialMovingAverage(model, decay=optim.ema_decay)
+
+    def _is_sharded(self) -> bool:
+        """Whether the weights are divided over the ranks; one rank has nothing to divide."""
+        return self.config.run.parallel != "ddp" and distributed.world_size() > 1
+
+    def whole(self) -> AbstractContextManager[None]:
+        """A context in which every rank has the whole model, its average and its followers.
+
+        All ranks must enter it.
+        """
+        if not self._is_sharded():
+            return nullcontext()
+        from videomaskfeat.engine.sharding import whole
+
+        return whole(*self._networks)
 
     @abstractmethod
     def step(self, batch: Any) -> StepResult:
@@ -373,14 +405,16 @@ class Run(ABC):
             for loader in (self.loader, self.heldout):
                 if loader is not None:
                     stack.enter_context(loader)
-            distributed.run_on_main(lambda: self._open(environment))
-            self.prepare()
+            with self.whole():
+                distributed.run_on_main(lambda: self._open(environment))
+                self.prepare()
             result = self._loop()
             self.loader.close()  # frees memory for the final evaluation
             failures = result.progress.failures
             if result.status == "interrupted":
                 logger.info("interrupted; saved as %s; the same command resumes from it", result.checkpoint)
                 return Outcome(self.path, False, failures, {})
+            stack.enter_context(self.whole())
             summary = {
                 "kind": self.kind,
                 "steps": result.progress.step,
@@ -447,14 +481,19 @@ class Run(ABC):
                 ema=self.ema,
                 fingerprint={**self.folder.fingerprint, **self.facts},
                 upgrade_fingerprint=self.folder.upgrade_fingerprint,
-                evaluate=self.evaluate if self.evaluates else None,
+                evaluate=self._evaluate_whole if self.evaluates else None,
                 on_failures=self._count_failures,
+                name_of=lambda index: printable_name(self.loader.dataset.records[index].path),
                 before_step=self.before_step,
                 after_step=self.after_step,
                 on_resume=self._resumed,
                 extra={"failures": self.counter, "extensions": self.extensions, **self.state},
             )
         )
+
+    def _evaluate_whole(self) -> dict[str, float]:
+        with self.whole():
+            return self.evaluate()
 
     def _count_failures(self, failures: Sequence[Any]) -> None:
         """Count failures, and list them in failures.jsonl even if the counter ends the run."""
@@ -489,6 +528,7 @@ class Run(ABC):
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
             loggers=tuple(run.loggers),
+            step_seconds=60 * run.step_timeout_minutes,
             evaluation_note=self.evaluation_note,
         )
 
@@ -537,7 +577,11 @@ def run_training(
     check_config(config)
     device = distributed.choose_device(config.run.device)
     with (
-        distributed.process_group(device, timeout_seconds=60 * config.run.rank_timeout_minutes),
+        distributed.process_group(
+            device,
+            timeout_seconds=60 * config.run.rank_timeout_minutes,
+            join_seconds=60 * config.run.join_timeout_minutes,
+        ),
         # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):

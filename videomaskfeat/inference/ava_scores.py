@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import simplejson
 
-from videomaskfeat.ava import read_label_map
+from videomaskfeat.ava import VideoNames, read_label_map
 from videomaskfeat.errors import counted
 from videomaskfeat.inference.detectors import BoxScores, build_detections
 from videomaskfeat.inference.key_frames import EvaluationFrames, shorten_names
@@ -32,7 +32,14 @@ from videomaskfeat.metrics.ava_map import (
     result_of,
     write_detections,
 )
-from videomaskfeat.viz.detection import ActionRow, format_percent, mean_chance, render_detection
+from videomaskfeat.metrics.bootstrap import mean_ap_interval
+from videomaskfeat.viz.detection import (
+    ActionRow,
+    format_interval,
+    format_percent,
+    mean_chance,
+    render_detection,
+)
 
 _BINS = 200  # steps of recall in the curves
 _LISTED_FAILURES = 100  # unreadable key frames in result.json; failures.jsonl lists all
@@ -84,6 +91,7 @@ class ScoredDetections:
         data: ground truth and detections.
         rules: how they were scored.
         result: the score.
+        interval: 95 % confidence interval of the mAP, 0..1, by a bootstrap over videos; None for one video.
         actions: one row per action, in the order of the label map.
         persons: the score by persons per key frame.
         sizes: the score by the size of the boxes.
@@ -92,6 +100,7 @@ class ScoredDetections:
     data: AvaData
     rules: ScoringRules
     result: AvaResult
+    interval: tuple[float, float] | None
     actions: list[ActionRow]
     persons: list[Part]
     sizes: list[Part]
@@ -113,8 +122,12 @@ class ScoredDetections:
     def text(self, folder: Path | None) -> str:
         """The score, a line per action, notes, and the path of the report in a folder."""
         known = [row for row in self.actions if row.truths]
+        limits = f"chance {format_percent(self.chance)}"
+        if self.interval is not None:
+            limits += f", 95 % interval {format_interval(self.interval)}"
         lines = [
-            f"mAP {format_percent(self.result.mean_ap)} at IoU {self.rules.iou_threshold:g}: the mean of "
+            f"mAP {format_percent(self.result.mean_ap)} ({limits}) at IoU "
+            f"{self.rules.iou_threshold:g}: the mean of "
             f"{len(known)} of {len(self.actions)} actions, {sum(row.truths for row in known)} rows to find, "
             f"{self.judged} detections",
             f"{'AP':>9}{'to find':>10}{'found':>10}{'detections':>12}  action",
@@ -144,6 +157,13 @@ def score_detections(data: AvaData, rules: ScoringRules) -> ScoredDetections:
         data=data,
         rules=rules,
         result=result,
+        interval=mean_ap_interval(
+            VideoNames.videos_of(truth.frames),
+            truth.actions,
+            VideoNames.videos_of(detections.frames[matches.rows]),
+            matches.actions,
+            matches.hits,
+        ),
         actions=[_action_row(data, matches, result, action) for action in actions],
         persons=by_persons(
             truth, detections, matches, actions, person_frames=data.person_frames, persons=data.persons
@@ -237,6 +257,7 @@ def _summarize(scored: ScoredDetections, about: Mapping[str, Any]) -> dict[str, 
     return {
         "mean_ap": scored.result.mean_ap,
         "mean_ap_chance": scored.chance,
+        "mean_ap_interval": scored.interval,
         "protocol": {
             "score": "AVA frame mAP",
             "iou_threshold": scored.rules.iou_threshold,

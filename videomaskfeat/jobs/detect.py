@@ -204,8 +204,8 @@ class DetectRun(Run):
             "area": self.recipe.area,
         }
 
-    def write_score(self, scores: BoxScores) -> tuple[dict[str, float], list[str]]:
-        """Write the folder ``score``; return its mAP, the chance level, and the final log lines."""
+    def write_score(self, scores: BoxScores) -> tuple[dict[str, Any], list[str]]:
+        """Write the folder ``score``; return its mAP, chance level and interval, and the final log lines."""
         tested, truth = self.lists.tested, self.lists.truth
         assert tested is not None
         assert truth is not None
@@ -230,7 +230,9 @@ class DetectRun(Run):
             f"best        {self.best.path}   (mAP {self.best.score:.4f} in validation)",
             *(f"unreadable, left out: {line}" for line in format_failures(scores.failures)),
         ]
-        return {"mean_ap": scored.result.mean_ap, "mean_ap_chance": scored.chance}, lines
+        facts = {"chance": scored.chance, "interval": scored.interval}
+        means = {f"mean_ap_{name}": value for name, value in facts.items() if value is not None}
+        return {"mean_ap": scored.result.mean_ap, **means}, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
         return self.final_lines if "mean_ap" in summary else []

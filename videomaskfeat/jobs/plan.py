@@ -43,6 +43,7 @@ class TrainingPlan:
         steps: steps of the whole training.
         fixed_mb, clip_mb: memory before the first step, and per clip of a micro-batch [MB, 10^6 bytes].
         free_mb: memory that is free on the device; None if unknown.
+        usual_steps: steps that small models usually need for a useful result; 0: unknown.
     """
 
     lines: list[str]
@@ -57,6 +58,7 @@ class TrainingPlan:
     fixed_mb: float
     clip_mb: float
     free_mb: float | None
+    usual_steps: int = 0
 
     @property
     def step_seconds(self) -> float:
@@ -88,6 +90,12 @@ class TrainingPlan:
             lines.append(
                 f"the memory is too small: set optim.accumulate={accumulate} (the same batch in smaller "
                 "micro-batches) or run.activation_checkpointing=true"
+            )
+        if self.steps < self.usual_steps and not config.model.weights:
+            epochs = math.ceil(config.optim.epochs * self.usual_steps / self.steps)
+            lines.append(
+                f"{counted(self.steps, 'step')} may be too few: small models needed about {self.usual_steps} "
+                f"for a loss clearly below the best constant prediction; optim.epochs={epochs}"
             )
         if self.waiting > _WAITING:
             lines.append(
@@ -177,6 +185,7 @@ def plan_training(config: Any, build: Callable[[Any, torch.device], Run]) -> Tra
         fixed_mb=before,
         clip_mb=max(peak_memory_mb(device) - before, 0.0) / size,
         free_mb=_free_mb(device),
+        usual_steps=training.usual_steps,
     )
 
 

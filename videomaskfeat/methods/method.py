@@ -168,6 +168,11 @@ class Method(ABC):
         return {}
 
     @property
+    def followers(self) -> Sequence[nn.Module]:
+        """Networks that follow the student's weights element by element, such as a teacher."""
+        return ()
+
+    @property
     def fingerprint(self) -> Mapping[str, Any]:
         """Facts that a resumed run must share besides the config, such as the hash of a teacher's file."""
         return {}

@@ -19,6 +19,7 @@ from videomaskfeat.data.sampling import clip_indices_random
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.average import Teacher
 from videomaskfeat.engine.contracts import Stateful, StepResult
+from videomaskfeat.engine.distributed import gathered
 from videomaskfeat.engine.optim import CosineRamp
 from videomaskfeat.engine.teacher import (
     START_LIMIT,
@@ -143,6 +144,10 @@ class TeacherMethod(Method):
     def state(self) -> Mapping[str, Stateful]:
         return {"teacher": self.teacher, "position": self._position, "collapse": self._stop, **self.centers}
 
+    @property
+    def followers(self) -> Sequence[nn.Module]:
+        return (self.teacher.module,)
+
     def set_length(self, steps: int) -> list[str]:
         """Choose the momentum if it is None, and report the share of the random start at the end."""
         schedule, automatic = self._schedule, self._momentum is None
@@ -182,7 +187,8 @@ class TeacherMethod(Method):
 
     def loss(self, network: nn.Module, batch: Any) -> StepResult:
         """The loss of a batch; its state is the sums of the rows, by name."""
-        compared = self.compare(network, batch, progress=self.progress)
+        with gathered(self.teacher.module):
+            compared = self.compare(network, batch, progress=self.progress)
         sums = {name: sum_of_rows(rows) for name, rows in compared.rows.items()}
         return StepResult(compared.loss, compared.metrics, sums)
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from videomaskfeat.durations import duration_text
 from videomaskfeat.viz.charts import Curve, line_chart
+from videomaskfeat.viz.evaluation import confidence_interval
 from videomaskfeat.viz.page import build_table, finite_number, render_page
 
 HEADER = (
@@ -244,16 +245,43 @@ class TargetResults:
             f"{max(self.numbers('memory_mb'), default=0.0):.0f}",
             format_mean(self.numbers("seconds"), form=duration_text),
             *(
-                format_mean(self.numbers(key), wins)
+                format_mean(self.numbers(key), wins, interval=self.interval(key))
                 for trained in keys
                 for key, wins in ((trained, self.wins(trained)), (_baseline(trained), None))
             ),
         ]
 
+    def counts(self, key: str) -> tuple[float | None, float | None]:
+        """Numbers of videos and classes of an accuracy such as ``knn_top1`` or ``scratch_top1_motion``."""
+        for kind in ("finetuned_top1", "scratch_top1"):
+            if key == kind or key.startswith(f"{kind}_"):
+                name = key[len(kind) + 1 :]
+                runs = [seed.finetuned[name] for seed in self.seeds if name in seed.finetuned]
+                return (
+                    _common_number(finite_number(run.get("videos")) for run in runs),
+                    _common_number(finite_number(run.get("classes")) for run in runs),
+                )
+        return (
+            _common_number(seed.number("probe_videos") for seed in self.seeds),
+            _common_number(seed.number("probe_classes") for seed in self.seeds),
+        )
+
+    def interval(self, key: str) -> tuple[float, float] | None:
+        """Wilson's 95 % interval of the mean accuracy over the seeds, in percent; None if it is unknown.
+
+        The seeds share their test videos, so these count once: the interval covers the choice of the videos,
+        and the deviation over the seeds that of the training.
+        """
+        values, (videos, _) = self.numbers(key), self.counts(key)
+        if not values or not videos:
+            return None
+        low, high = confidence_interval(statistics.mean(values) / 100, videos)
+        return 100 * low, 100 * high
+
     @staticmethod
     def markdown(results: Sequence[TargetResults]) -> str:
         """The tables of all targets as Markdown: the whole one, and the gains per factor."""
-        tables = [_markdown_table(*_whole_table(results))]
+        tables = [_markdown_table(*_whole_table(results)), *describe_chance(results)]
         for kind, title in _GAINS.items():
             if _columns(results, kind):
                 tables += [f"{title}:", _markdown_table(*_gain_table(results, kind))]
@@ -296,6 +324,28 @@ def _whole_table(results: Sequence[TargetResults]) -> tuple[tuple[str, ...], lis
     ]
     header, *rows = zip(*columns, strict=True)
     return header, rows
+
+
+def describe_chance(results: Sequence[TargetResults]) -> list[str]:
+    """A sentence on the chance levels and the intervals of the table; none if they are unknown."""
+    names = {"probes": "linear_top1"}
+    for name in _finetunings(results):
+        names[f"fine-tuned, {name}" if name else "fine-tuned"] = join_names("finetuned_top1", name)
+    chances = []
+    for title, key in names.items():
+        counts = [one.counts(key) for one in results]
+        videos, classes = (
+            _common_number(value for value in values if value is not None)
+            for values in zip(*counts, strict=True)
+        )
+        if classes:
+            chances.append(f"{title} {100 / classes:.1f} %" + (f" on {videos:.0f} videos" if videos else ""))
+    if not chances:
+        return []
+    return [
+        f"Chance: {'; '.join(chances)}. In square brackets: 95 % interval of the mean for the choice of the "
+        "videos."
+    ]
 
 
 def _finetunings(results: Sequence[TargetResults]) -> list[str]:
@@ -435,8 +485,8 @@ def _finetuned_cards(results: Sequence[TargetResults], name: str) -> dict[str, A
         "targets": [
             {
                 "name": target.name,
-                "top1": format_mean(target.numbers(tuned)),
-                "scratch": format_mean(target.numbers(scratch)),
+                "top1": format_mean(target.numbers(tuned), interval=target.interval(tuned)),
+                "scratch": format_mean(target.numbers(scratch), interval=target.interval(scratch)),
                 "share": statistics.mean(target.numbers(tuned)) / (best or 1.0),
             }
             for target in known
@@ -474,12 +524,19 @@ def format_mean(
     values: Sequence[float],
     wins: tuple[int, int] | None = None,
     *,
+    interval: tuple[float, float] | None = None,
     form: Callable[[float], str] = "{:.1f}".format,
 ) -> str:
-    """Mean and standard deviation, or the only value; empty without values."""
+    """Mean and standard deviation, or the only value, its interval, and wins; empty without values.
+
+    >>> format_mean([25.0, 35.0], (1, 2), interval=(20.0, 41.0))
+    '30.0 ± 7.1 [20, 41] (1 of 2)'
+    """
     if not values:
         return ""
     text = form(statistics.mean(values))
     if len(values) > 1:
         text += f" ± {form(statistics.stdev(values))}"
+    if interval is not None:
+        text += f" [{interval[0]:.0f}, {interval[1]:.0f}]"
     return f"{text} ({wins[0]} of {wins[1]})" if wins and wins[1] > 1 else text

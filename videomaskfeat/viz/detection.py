@@ -82,9 +82,7 @@ def render_detection(
         "iou_threshold": result["protocol"]["iou_threshold"],
         "rows_per_frame": result["protocol"]["rows_per_frame"],
         "tested": tested,
-        "mean_ap": format_percent(mean_ap),
-        "mean_share": 0.0 if math.isnan(mean_ap) else mean_ap,
-        "chance": chance,
+        "mean_card": mean_card(mean_ap, chance=chance, interval=result.get("mean_ap_interval")),
         "known": len(known),
         "truths": truths,
         "key_frames": result["key_frames"],
@@ -113,6 +111,36 @@ def mean_chance(actions: Sequence[ActionRow]) -> float:
     """Expected mAP of the same detections in random order, 0..1."""
     known = [row.chance for row in actions if row.truths]
     return sum(known) / max(len(known), 1)
+
+
+def mean_card(
+    mean_ap: float, *, chance: float | None, interval: Sequence[float] | None, name: str = "mAP"
+) -> dict[str, Any]:
+    """The card of a mAP, 0..1 or NaN; green if the mAP and the lower end of its interval are above chance."""
+    notes = (
+        [] if chance is None else [f"chance level {100 * chance:.2f} %: the same detections in random order"]
+    )
+    lowest = mean_ap
+    if interval is not None:
+        notes.append(f"95 % interval {format_interval(interval)}: bootstrap over the videos")
+        lowest = min(mean_ap, interval[0])
+    return {
+        "name": name,
+        "value": format_percent(mean_ap),
+        "note": "; ".join(notes),
+        "share": 0.0 if math.isnan(mean_ap) else mean_ap,
+        "good": chance is not None and lowest > chance,
+    }
+
+
+def format_interval(interval: Sequence[float]) -> str:
+    """The ends of an interval of shares, 0..1.
+
+    >>> format_interval((0.2, 0.337))
+    '20.0 to 33.7 %'
+    """
+    low, high = interval
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
 
 
 def format_percent(share: float) -> str:

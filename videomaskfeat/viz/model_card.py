@@ -126,7 +126,9 @@ def _result_rows(summary: Mapping[str, Any]) -> Iterator[str]:
         value, level = (finite_number(summary.get(one)) for one in (key, f"{key}_chance"))
         if value is not None:
             chance = "" if level is None else f"{factor * level:.2f} %"
-            yield f"| {title} | {factor * value:.2f} % | | {chance} |"
+            ends = summary.get(f"{key}_interval")
+            interval = "" if ends is None else f"{factor * ends[0]:.1f} to {factor * ends[1]:.1f} %"
+            yield f"| {title} | {factor * value:.2f} % | {interval} | {chance} |"
     loss, constant = (finite_number(summary.get(f"heldout_{name}")) for name in ("trained", "constant"))
     if loss is not None:
         measure = printable_name(str(summary.get("heldout_measure", "loss")))

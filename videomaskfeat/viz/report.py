@@ -19,6 +19,7 @@ from videomaskfeat.io import is_file, is_folder, list_folder, open_file, whole_f
 from videomaskfeat.targets.target import margin
 from videomaskfeat.texts import json_rows, parse_json
 from videomaskfeat.viz.charts import Curve, confusion_section, format_number, line_chart
+from videomaskfeat.viz.detection import mean_card
 from videomaskfeat.viz.evaluation import accuracy_cards, interval_text
 from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
 from videomaskfeat.yaml_files import parse_yaml
@@ -205,6 +206,12 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
         "margin": margin(numbers.get("heldout_trained"), numbers.get("heldout_constant")),
         "accuracy": accuracy_cards(numbers),
         "interval": interval_text(numbers),
+        "detection": mean_card(
+            numbers.get("mean_ap", math.nan),
+            chance=numbers.get("mean_ap_chance"),
+            interval=summary.get("mean_ap_interval"),
+            name="Frame mAP",
+        ),
         "area": summary.get("area"),
         "confusion": confusion_section(*facts.confusion) if facts.confusion and kind == "finetune" else None,
         "beside": _compare_runs([facts, *beside]) if beside else None,

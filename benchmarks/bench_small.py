@@ -23,7 +23,7 @@ from videomaskfeat.engine.run import build_optimizer, build_schedule
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.kernels import pooling
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.targets import hog
 
 ROUNDS = 15

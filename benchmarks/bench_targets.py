@@ -36,7 +36,7 @@ from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.recipe import normalize
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "pretrain"
 STEPS = 3

@@ -42,7 +42,7 @@ from videomaskfeat.methods.build import build_method
 from videomaskfeat.methods.method import Method
 from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import knn_scores, linear_probe_scores
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 SIDE = 40
 LARGEST_TURN = 12

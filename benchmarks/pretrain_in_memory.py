@@ -34,7 +34,7 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.recipe import PretrainRecipe
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 TIMED = 100
 """Number of final steps for the median."""

@@ -42,7 +42,7 @@ from videomaskfeat.models.encoder_base import Encoder  # noqa: E402
 from videomaskfeat.models.loading import load_model  # noqa: E402
 from videomaskfeat.models.zoo import encoder_of  # noqa: E402
 from videomaskfeat.recipe import ClipRecipe  # noqa: E402
-from videomaskfeat.schemas import PretrainConfig  # noqa: E402
+from videomaskfeat.schemas.pretrain import PretrainConfig  # noqa: E402
 from videomaskfeat.stored_recipe import ClassifyRecipe, read_recipe  # noqa: E402
 
 TIMES = 2

@@ -35,15 +35,12 @@ from videomaskfeat.masking import MASKS
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model_from
 from videomaskfeat.recipe import PretrainRecipe
-from videomaskfeat.schemas import (
-    CompareConfig,
-    DetectConfig,
-    DetectVideoConfig,
-    FinetuneConfig,
-    MaskConfig,
-    PretrainConfig,
-    TokenizerConfig,
-)
+from videomaskfeat.schemas.compare import CompareConfig
+from videomaskfeat.schemas.detect import DetectConfig
+from videomaskfeat.schemas.detect_video import DetectVideoConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import MaskConfig, PretrainConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 
 SCHEMAS: dict[str, type] = {
     "pretrain": PretrainConfig,

@@ -15,7 +15,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, MASKS, Mask, build_policy, hidden_count
 from videomaskfeat.recipe import PretrainRecipe
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 GRID = TokenGrid(8, 7, 7)
 DRAWS = 4000

@@ -19,29 +19,23 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.io import make_parent, open_file, whole_file
 from videomaskfeat.processes import started_by_verbs
-from videomaskfeat.schemas import (
-    AREAS,
+from videomaskfeat.schemas.compare import CompareConfig
+from videomaskfeat.schemas.detect import AREAS, AvaVideos, DetectConfig
+from videomaskfeat.schemas.detect_video import DetectVideoConfig
+from videomaskfeat.schemas.finetune import CROPS, SAMPLINGS, FinetuneConfig
+from videomaskfeat.schemas.pretrain import LABELS, MASK_KINDS, PretrainConfig
+from videomaskfeat.schemas.sections import (
     CLIP_MAPS,
-    CROPS,
-    LABELS,
     LIST_FORMATS,
-    MASK_KINDS,
     PRESETS,
     READERS,
-    SAMPLINGS,
     SEPARATORS,
     SHARE,
-    AvaVideos,
     BatchOptions,
-    CompareConfig,
-    DetectConfig,
-    DetectVideoConfig,
-    FinetuneConfig,
     MachineOptions,
     OutputOptions,
-    PretrainConfig,
-    TokenizerConfig,
 )
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 from videomaskfeat.terminal import DONE, FAILED, INTERRUPTED, SOME_FAILED, progress, report_failures
 from videomaskfeat.texts import printable, printable_name
 

@@ -19,7 +19,7 @@ from videomaskfeat.data import formats
 from videomaskfeat.data.formats import check_lists, load_records, write_clean_list
 from videomaskfeat.data.records import Record, Records, check_frames
 from videomaskfeat.errors import UserError
-from videomaskfeat.schemas import LIST_FORMATS
+from videomaskfeat.schemas.sections import LIST_FORMATS
 
 
 def _write(folder: Path, text: str | bytes, name: str = "train.csv") -> Path:

@@ -27,7 +27,7 @@ from videomaskfeat.engine.run import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.maskfeat import MaskedEncoder
-from videomaskfeat.schemas import OptimConfig
+from videomaskfeat.schemas.sections import OptimConfig
 
 
 def recorded(golden: Path, recipe: str) -> dict[str, list[float]]:

@@ -15,7 +15,10 @@ from videomaskfeat.engine import run as run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
 from videomaskfeat.engine.run import RunFolder
 from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig, TokenizerConfig
+from videomaskfeat.schemas.detect import DetectConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 
 
 def open_folder(path: Path, *, epochs: float = 3.0) -> None:

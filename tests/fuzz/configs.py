@@ -107,7 +107,7 @@ def _compare(rng: random.Random, material: Path) -> Case:
     """The plan of a comparison."""
     from videomaskfeat.config import load_config
     from videomaskfeat.jobs.compare import plan_runs
-    from videomaskfeat.schemas import CompareConfig
+    from videomaskfeat.schemas.compare import CompareConfig
 
     tree = yaml.safe_load(rng.choice(sorted((ROOT / "configs" / "compare").glob("sample*.yaml"))).read_text())
     names = rng.sample(sorted(tree["compare"]["targets"]), 2)

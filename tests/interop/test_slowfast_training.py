@@ -25,7 +25,9 @@ from videomaskfeat.jobs import detect, finetune
 from videomaskfeat.jobs.import_weights import import_slowfast
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.roi_align import roi_align
-from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.detect import DetectConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.stored_recipe import read_detect_recipe
 
 DOCS = Path(__file__).parents[2]

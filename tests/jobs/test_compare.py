@@ -22,7 +22,8 @@ from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, _Clock, overrides_of, plan_runs
 from videomaskfeat.methods import METHODS
 from videomaskfeat.processes import Verbs
-from videomaskfeat.schemas import CompareConfig, CompareSettings, FinetuneConfig
+from videomaskfeat.schemas.compare import CompareConfig, CompareSettings
+from videomaskfeat.schemas.finetune import FinetuneConfig
 from videomaskfeat.targets import TARGETS
 
 SECTION: dict[str, Any] = {

@@ -38,7 +38,7 @@ from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.recipe import ClipRecipe
-from videomaskfeat.schemas import DetectConfig
+from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.stored_recipe import read_detect_recipe
 
 from .conftest import Verb

@@ -26,7 +26,7 @@ from videomaskfeat.jobs.detect_video import Detected, Timeline, detect_videos, w
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import ClipRecipe
-from videomaskfeat.schemas import DetectFiles, DetectVideoConfig
+from videomaskfeat.schemas.detect_video import DetectFiles, DetectVideoConfig
 from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe
 
 RECIPE = DetectRecipe(

@@ -34,7 +34,7 @@ from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
-from videomaskfeat.schemas import FinetuneConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe, read_classify_recipe
 
 from .conftest import Verb

@@ -20,7 +20,8 @@ from videomaskfeat.engine.distributed import StopRequested, StopSignals
 from videomaskfeat.engine.run import Run
 from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.jobs.tokenizer import TokenizerRun
-from videomaskfeat.schemas import PretrainConfig, TokenizerConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 
 CPU = torch.device("cpu")
 METHODS = {name: [f"method.name={name}", f"method.arguments={ARGUMENTS[name]}"] for name in ("byol", "ibot")}

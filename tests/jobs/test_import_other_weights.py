@@ -19,7 +19,8 @@ from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.jobs.import_weights import import_weights
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.loading import load_model, load_student
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.stored_recipe import read_classify_recipe, read_recipe, read_testing_recipe
 
 PAGE = Path(__file__).parents[2] / "docs/how_to/other_weights.md"

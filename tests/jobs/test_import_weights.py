@@ -24,7 +24,8 @@ from videomaskfeat.methods.build import build_student
 from videomaskfeat.models import create_unset
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import PretrainRecipe, normalize
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe, read_classify_recipe, read_recipe
 from videomaskfeat.targets import build_target
 

@@ -19,7 +19,7 @@ from videomaskfeat.methods.teaching import TeacherMethod
 from videomaskfeat.models import create_model
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 from .test_pretrain import Pretrain, assert_refused
 

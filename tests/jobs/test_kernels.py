@@ -11,7 +11,7 @@ import pytest
 from videomaskfeat.config import load_config
 from videomaskfeat.models.kernels import measure
 from videomaskfeat.models.kernels.choice import CHOICES, VARIABLE, Kernels, current_kernels, use_kernels
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 Pretrain = Callable[..., tuple[int, str]]
 

@@ -17,7 +17,8 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.run import Run, run_training
 from videomaskfeat.jobs.finetune import FinetuneRun
 from videomaskfeat.jobs.pretrain import PretrainRun
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 # Two steps, an average of the weights, and no random draw that depends on the rank.
 SAME = [

@@ -14,7 +14,8 @@ from videomaskfeat.engine import threads
 from videomaskfeat.jobs import plan as plan_module
 from videomaskfeat.jobs.plan import TrainingPlan, plan_training
 from videomaskfeat.jobs.pretrain import PretrainRun
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 from .conftest import TINY as TINY_PRETRAINING
 from .conftest import Verb

@@ -24,7 +24,7 @@ from videomaskfeat.jobs.pretrain import PretrainRun, final_lines
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.recipe import normalize
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 from .conftest import TINY, Verb
 

@@ -23,7 +23,7 @@ from videomaskfeat.models.tokenizers import create_tokenizer
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.targets import build_target
 from videomaskfeat.targets.features import FeatureTarget
 

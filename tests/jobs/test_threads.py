@@ -16,7 +16,7 @@ from videomaskfeat.config import load_config
 from videomaskfeat.engine import threads
 from videomaskfeat.engine.lock import FolderLock
 from videomaskfeat.jobs.compare import method_cost
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 Pretrain = Callable[..., tuple[int, str]]
 

@@ -44,7 +44,7 @@ from videomaskfeat.models.tokenizers import (
 )
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
-from videomaskfeat.schemas import TokenizerConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 
 TINY = [
     "frames.size=16",

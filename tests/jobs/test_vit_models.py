@@ -28,7 +28,8 @@ from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.mae import MAE
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
-from videomaskfeat.schemas import FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"

@@ -11,7 +11,7 @@ from tests.engine.toy import metrics
 from videomaskfeat.cli import main
 from videomaskfeat.config import load_config
 from videomaskfeat.methods.build import build_method
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "pretrain"
 NAMES = ("ibot", "byol", "latent")

@@ -11,7 +11,7 @@ from videomaskfeat.data.batches import PairBatch, PretrainBatch
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.methods.method import HeldOutLoss, Method
 from videomaskfeat.methods.teaching import TeacherMethod
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 ARGUMENTS = {
     "byol": "{projection: 8, hidden_width: 16}",

@@ -24,7 +24,7 @@ from videomaskfeat.models.loading import (
     load_student,
 )
 from videomaskfeat.models.weights import save_model
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 

@@ -14,7 +14,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.methods.build import build_method, initial_arguments
 from videomaskfeat.models import create_model
 from videomaskfeat.models.maskfeat import MaskedEncoder
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 
 WIDE: dict[str, Any] = {"depth": 3, "width": 192, "heads": 3, "absolute_positions": "joint"}
 CUT = 0.02 * math.sqrt(1 - 2 * math.exp(-0.5) / math.sqrt(2 * math.pi) / math.erf(1 / math.sqrt(2)))

@@ -28,7 +28,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.recipe import ClipRecipe
-from videomaskfeat.schemas import ListConfig
+from videomaskfeat.schemas.sections import ListConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from videomaskfeat.metrics.accuracy import accuracy
 from videomaskfeat.metrics.features import check_knn, knn_scores, linear_probe_scores
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.recipe import ClipRecipe
-from videomaskfeat.schemas import DataConfig, ProbeConfig
+from videomaskfeat.schemas.pretrain import DataConfig, ProbeConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe
 from videomaskfeat.values import build_dataclass
 

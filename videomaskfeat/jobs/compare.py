@@ -37,13 +37,10 @@ from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method, training_loader
 from videomaskfeat.methods.method import Method
 from videomaskfeat.processes import Verbs
-from videomaskfeat.schemas import (
-    CompareConfig,
-    CompareSettings,
-    FinetuneConfig,
-    PretrainConfig,
-    TokenizerConfig,
-)
+from videomaskfeat.schemas.compare import CompareConfig, CompareSettings
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 from videomaskfeat.texts import read_json, show_text
 from videomaskfeat.values import build_dataclass, conform
 from videomaskfeat.viz.comparison import (

@@ -49,7 +49,7 @@ from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
-from videomaskfeat.schemas import DetectConfig
+from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe, compare_levels, recipe_texts
 from videomaskfeat.viz.report import write_report
 

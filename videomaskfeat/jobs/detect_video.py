@@ -24,7 +24,7 @@ from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, check
 from videomaskfeat.inference.results import describe_weights, write_json
 from videomaskfeat.io import check_outputs, file_sha256, make_folder, output_paths
 from videomaskfeat.metrics.ava_map import Detections, write_detections
-from videomaskfeat.schemas import ActionsConfig, DetectVideoConfig
+from videomaskfeat.schemas.detect_video import ActionsConfig, DetectVideoConfig
 from videomaskfeat.viz.labeled import Bar, DrawnPerson, film_rate, write_persons
 
 _COMMON_ACTIONS = 3  # number of actions in the summary

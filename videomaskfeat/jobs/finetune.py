@@ -59,7 +59,7 @@ from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
 from videomaskfeat.models.weights import read_state, save_weights
 from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
-from videomaskfeat.schemas import FinetuneConfig, LabeledClipConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
 from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 from videomaskfeat.viz.report import write_report

@@ -33,7 +33,9 @@ from videomaskfeat.models.loading import build_converted, convert_weights
 from videomaskfeat.models.vit import ViT
 from videomaskfeat.models.weights import read_weights, save_weights, weights_file
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
-from videomaskfeat.schemas import DetectConfig, FinetuneConfig, PretrainConfig
+from videomaskfeat.schemas.detect import DetectConfig
+from videomaskfeat.schemas.finetune import FinetuneConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, DETECT_KEY, ClassifyRecipe, DetectRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget

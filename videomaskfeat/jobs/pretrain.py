@@ -21,7 +21,7 @@ from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY
-from videomaskfeat.schemas import PretrainConfig, ProbeConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from videomaskfeat.models.tokenizers import (
     create_tokenizer,
 )
 from videomaskfeat.models.weights import save_weights
-from videomaskfeat.schemas import TokenizerConfig
+from videomaskfeat.schemas.tokenizer import TokenizerConfig
 from videomaskfeat.stored_recipe import read_clip_recipe
 from videomaskfeat.targets.target import margin
 from videomaskfeat.viz.pictures import write_reconstructions

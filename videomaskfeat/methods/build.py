@@ -27,7 +27,7 @@ from videomaskfeat.models.maskfeat import MaskedModel
 from videomaskfeat.models.positions import position_channels
 from videomaskfeat.models.zoo import HIERA_MAE, MAE, MODELS, VIT, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, PretrainRecipe
-from videomaskfeat.schemas import PretrainConfig
+from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.targets import build_target
 from videomaskfeat.targets.target import Target
 

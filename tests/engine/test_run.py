@@ -11,9 +11,9 @@ import pytest
 
 from tests.engine.processes import exit_code
 from videomaskfeat.config_keys import flat, free_keys
-from videomaskfeat.engine import run as run_folder
+from videomaskfeat.engine import run_folder
 from videomaskfeat.engine.checkpoint import CheckpointFolder
-from videomaskfeat.engine.run import RunFolder
+from videomaskfeat.engine.run_folder import RunFolder
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.schemas.finetune import FinetuneConfig

@@ -27,7 +27,7 @@ from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.lock import FolderLock
-from videomaskfeat.engine.run import RunFolder
+from videomaskfeat.engine.run_folder import RunFolder
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import RunFailed, UserError, check_name

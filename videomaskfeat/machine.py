@@ -257,15 +257,15 @@ def keep_freed_memory(keep: bool = True) -> bool:
 
 def processor_name() -> str:
     """Name of the processor with family, model and stepping, which its name may lack."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     with suppress(OSError, UnicodeDecodeError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             name, _, value = line.partition(":")
-            found.setdefault(name.strip(), value.strip())
-    if "model name" not in found:
+            values.setdefault(name.strip(), value.strip())
+    if "model name" not in values:
         return platform.processor() or platform.machine()
-    numbers = (f"{name} {found[key]}" for name, key in _NUMBERS.items() if key in found)
-    return ", ".join([found["model name"], *numbers])
+    numbers = (f"{name} {values[key]}" for name, key in _NUMBERS.items() if key in values)
+    return ", ".join([values["model name"], *numbers])
 
 
 def machine_memory() -> int | None:

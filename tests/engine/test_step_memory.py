@@ -107,4 +107,4 @@ def test_measurement_leaves_the_model_as_it_was() -> None:
     assert not any(block._forward_hooks or block._forward_pre_hooks for block in model.blocks)
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
     assert memory.fixed == pytest.approx(5 * weights, rel=0.05)
-    assert all(size > kept > 0 for size, kept in zip(memory.blocks, memory.inputs, strict=True))
+    assert all(size > inputs > 0 for size, inputs in zip(memory.blocks, memory.inputs, strict=True))

@@ -50,7 +50,7 @@ class StepMemory:
 
     def blocks_to_recompute(self, samples: int, budget: float) -> list[int] | None:
         """The fewest blocks, largest first, with which a step fits into ``budget`` bytes; None: none do."""
-        gains = [size - kept for size, kept in zip(self.blocks, self.inputs, strict=True)]
+        gains = [size - inputs for size, inputs in zip(self.blocks, self.inputs, strict=True)]
         order = sorted(range(len(gains)), key=lambda index: -gains[index])
         for count in range(len(order) + 1):
             if self.total(samples, order[:count]) <= budget:

@@ -67,8 +67,8 @@ class Shapes:
             for layer in model.modules()
             if isinstance(layer, nn.Linear)
         )
-        found = (getattr(layer, "head_width", None) for layer in model.modules())
-        widths = Counter(width for width in found if isinstance(width, int))
+        head_widths = (getattr(layer, "head_width", None) for layer in model.modules())
+        widths = Counter(width for width in head_widths if isinstance(width, int))
         in_width, out_width = max(
             sizes, key=lambda size: sizes[size] * size[0] * size[1], default=(cls.in_width, cls.out_width)
         )
@@ -179,7 +179,7 @@ def _path(key: Mapping[str, Any]) -> Path:
 def _load(
     key: Mapping[str, Any], operations: Mapping[str, tuple[str, ...]] = CHOICES
 ) -> dict[str, dict[str, float]] | None:
-    """The stored times of a key; None if there are none, or if the file is damaged or of another key."""
+    """The stored times of a key; None if they are missing, or if the file is damaged or of another key."""
     try:
         content = read_json(_path(key), what="kernel times")
         times = content["milliseconds"] if content["key"] == key else None

@@ -77,15 +77,16 @@ def test_total_is_the_sum() -> None:
 
 def test_fewest_blocks_with_the_largest_gain_are_recomputed() -> None:
     memory = StepMemory(fixed=0, blocks=(100, 110, 90, 50), inputs=(10, 90, 10, 40), rest=0)
-    assert memory.blocks_to_recompute(1, 1000) == []
-    assert memory.blocks_to_recompute(1, memory.total(1, [0])) == [0]  # gains 90, 20, 80 and 10
-    assert memory.blocks_to_recompute(1, memory.total(1, [0]) - 1) == [0, 2]
-    assert memory.blocks_to_recompute(1, 10) is None
+    # Gains 90, 20, 80 and 10; without: 350 + 110. The first alone needs 260 + 2.5 * 100, which is more.
+    assert memory.blocks_to_recompute(1, 460) == []
+    assert memory.blocks_to_recompute(1, 459) == [0, 2]  # 180 + 2.5 * 100
+    assert memory.blocks_to_recompute(1, 429) == [0, 1, 2, 3]  # 150 + 2.5 * 110
+    assert memory.blocks_to_recompute(1, 424) is None
 
 
 def test_budget_that_never_suffices_is_refused_with_a_batch_that_fits() -> None:
-    memory = StepMemory(fixed=10**9, blocks=(10**9,), inputs=(0,), rest=0)  # 1 + 2.5 GB per sample
-    assert fit_memory(memory, 2, budget_gb=6.1, accumulate=1) == [0]
+    memory = StepMemory(fixed=10**9, blocks=(10**9,), inputs=(0,), rest=0)  # GB: 1, and 2 or 2.5 per sample
+    assert fit_memory(memory, 2, budget_gb=5.1, accumulate=1) == []
     with pytest.raises(UserError, match=r"run.memory_gb=6: a step with 4 samples at once needs about 11 GB"):
         fit_memory(memory, 4, budget_gb=6, accumulate=1)
     with pytest.raises(UserError, match=r"set optim.accumulate=8 \(the same batch"):  # 2 of 4 samples fit

@@ -93,7 +93,7 @@ def test_card_has_data_recipe_results_and_license(tmp_path: Path) -> None:
     assert "| top-1 accuracy | 62.00 % | 48.2 to 74.1 % | 14.3 % |" in text
     low, high = confidence_interval(0.9, 50)
     assert f"| top-5 accuracy | 90.00 % | {100 * low:.1f} to {100 * high:.1f} % | 71.4 % |" in text
-    assert "| mean class accuracy | 58.50 % | |  |" in text
+    assert "| mean class accuracy | 58.50 % |  |  |" in text
     assert "50 of 51 held-out videos, 2 x 1 views per video" in text
     assert text.endswith("## License\n\ncc-by-4.0\n")
     bare = (model.save_pretrained(tmp_path / "bare") / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""Chooses the kernels of the CPU by a measurement of about a second, which is stored per machine."""
+"""Chooses the kernels of the CPU by a measurement of about two seconds, which is stored per machine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _HEADS = 4  # makes more scores than are computed at once
 _LARGE_BLOCK = 2**26  # bytes: above glibc's limit for kept memory
 _ROUNDS = 5
 _SECONDS = 0.4  # per operation; no further round starts after this time
-_WORTH = 0.95  # another kernel than the default must need less than this share of its time
+_WORTH = 0.9  # another kernel than the default must need less than this share of its time
 
 
 @dataclass(frozen=True)

@@ -68,11 +68,14 @@ def test_step_out_of_memory_ends_with_the_remedies_in_one_line(
         raise error
 
     monkeypatch.setattr(PretrainRun, "step", fail)
-    code, text = pretrain("run.threads=1")
+    code, text = pretrain("run.threads=1", "optim.batch_size=4", "optim.accumulate=2")
     assert code == 1
     last = text.strip().splitlines()[-1]
-    assert last.startswith("videomaskfeat pretrain: out of memory on cpu: a step of optim.batch_size=")
-    assert "optim.accumulate=2 (the same batch in smaller micro-batches)" in last
+    assert last.startswith(
+        "videomaskfeat pretrain: out of memory on cpu: a step of optim.batch_size=4 on 1 process computes 2 "
+        "samples at once; use "
+    )
+    assert "optim.accumulate=4 (the same batch in smaller micro-batches)" in last
     assert "run.activation_checkpointing=true or a smaller optim.batch_size" in last
     assert "Traceback" not in text
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import simplejson
+import torch
 import yaml
 
 from tests.engine.processes import exit_code
@@ -20,7 +21,9 @@ from videomaskfeat.config import load_config
 from videomaskfeat.config_keys import config_text
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.jobs.compare import Command, _Clock, overrides_of, plan_runs
+from videomaskfeat.jobs.finetune import build_classifier
 from videomaskfeat.methods import METHODS
+from videomaskfeat.methods.build import build_method
 from videomaskfeat.processes import Verbs
 from videomaskfeat.schemas.compare import CompareConfig, CompareSettings
 from videomaskfeat.schemas.finetune import FinetuneConfig
@@ -215,6 +218,30 @@ def test_shipped_comparison_has_every_target_of_the_family(name: str) -> None:
     ]
     assert len(taught) == 3
     assert len({one.before[0].folder for one in taught}) == 1  # the teacher is trained once for all three
+
+
+def test_comparison_on_real_lists_builds_every_network() -> None:
+    """On the meta device; targets that need files of others are only named."""
+    config = load_config(CompareConfig, "configs/compare/k400_ssv2.yaml")
+    runs = plan_runs(config.compare)
+    built = []
+    for one in runs:
+        pretrain = one.pretrain_config()
+        assert list(pretrain.probe.factors) == list(one.finetunes) == ["kinetics", "something"]
+        assert (pretrain.optim.epochs, pretrain.optim.batch_size) == (100, 32)
+        for name, command in one.finetunes.items():
+            tuned = load_config(FinetuneConfig, command.config, [*command.overrides, "model.weights="])
+            assert (tuned.clip.sampling, tuned.data.classes) == (
+                ("clip", 400) if name == "kinetics" else ("segments", 174)
+            )
+            with torch.device("meta"):
+                assert build_classifier(tuned, tuned.data.classes)[0] is not None
+        if not {"weights", "teacher"} & pretrain.target.arguments.keys():
+            with torch.device("meta"):
+                assert build_method(pretrain).recipe.method == pretrain.method.name
+            built.append(one.target)
+    assert built == ["hog", "pixels", "simmim", "mae", "latent", "ibot", "byol"]
+    assert {one.target for one in runs} == {*built, "dvae", "codebook", "features"}
 
 
 def test_finished_run_of_another_config_is_not_taken_for_this_one(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def one_rank(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_ranks_learn_what_one_process_does(videos: Path, tmp_path: Path, one_rank: Path, ranks: int) -> None:
     # Whole weights on two ranks are compared by the slow tests of each job.
     parallels = ["fsdp"] if ranks == 2 else ["ddp", "fsdp"]

@@ -67,7 +67,7 @@ setup(
         "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers
         "detector": ["transformers>=4.40"],  # models that detect persons
-        "export": ["onnx>=1.18", "onnxscript>=0.5.4", "onnxruntime>=1.22"],  # all three know opset 23
+        "export": ["onnx>=1.18", "onnxscript>=0.6", "onnxruntime>=1.22"],  # all three know opset 23
         "hub": ["huggingface_hub>=0.26"],  # from_pretrained and push_to_hub
         "wandb": ["wandb>=0.18"],
         "mlflow": ["mlflow-skinny>=2.16"],

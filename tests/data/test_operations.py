@@ -155,7 +155,8 @@ def test_rotations_are_near_pillow_away_from_the_border(degrees: float) -> None:
         ours(frames, "Rotate", degrees, "bilinear"), pillow_operation(frames, "Rotate", degrees, "bilinear")
     )[:, inside]
     # Rounded where Pillow cuts off, and places to a 32nd of a pixel: at most 1/64 of what neighbors differ.
-    assert apart.max() <= 1
+    # OpenCV before 5 also rounds the weights.
+    assert apart.max() <= (1 if int(cv2.__version__.split(".")[0]) >= 5 else 2)
     apart = differences(
         ours(frames, "Rotate", degrees, "bicubic"), pillow_operation(frames, "Rotate", degrees, "bicubic")
     )[:, inside]

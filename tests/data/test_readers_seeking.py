@@ -140,7 +140,7 @@ def test_long_file_is_not_read_from_its_start(tmp_path: Path, ending: str) -> No
         assert reader.duration_seconds == pytest.approx(16, abs=0.1)
         reader.read_at(12.0 + np.arange(4) / 30)
     # One group of 12 pictures and the header; FFmpeg reads ahead by some buffers of 32 kB.
-    assert _bytes_read() - before < 0.15 * size
+    assert _bytes_read() - before < 0.2 * size  # PyAV 17 reads 0.165
 
 
 def _bytes_read() -> int:

@@ -302,3 +302,7 @@ def test_weight_decay_is_set_only_where_there_is_one() -> None:
     optimizer = adamw(parameter_groups(weights, base_lr=0.1, weight_decay=0.04))
     set_weight_decay(optimizer, 0.4)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0]
+
+
+def test_without_gradients_their_norm_is_0() -> None:
+    assert clip_gradients([nn.Parameter(torch.ones(2))], limit=1.0, limit_each=1.0) == 0

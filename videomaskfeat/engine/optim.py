@@ -253,6 +253,8 @@ def clip_gradients(
         limit_each: maximum L2 norm of each gradient, after ``limit`` (DINO, iBOT); None: no limit.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if not gradients:
+        return torch.zeros(())
     local_gradients = [local(gradient) for gradient in gradients]
     total = torch.linalg.vector_norm(torch.stack(gradient_norms(gradients)))
     if limit is not None:

@@ -29,6 +29,7 @@ from videomaskfeat.data.clips import ClipAugmentation, SampleKey, sample_generat
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.labeled_clips import LabeledClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
+from videomaskfeat.data.uncut import ClipChange
 from videomaskfeat.mp4 import write_mp4
 
 HEIGHT, WIDTH = 256, 340
@@ -80,6 +81,10 @@ class PillowAugmentation:
             noise = torch.randn(*clip.shape[:2], box.height, box.width) * 0.225 + 0.45
             clip[:, :, box.top : box.top + box.height, box.left : box.left + box.width] = noise
         return clip.numpy()
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """There is no form for another device."""
+        raise NotImplementedError
 
 
 PLAIN = PillowAugmentation()

@@ -27,6 +27,7 @@ from videomaskfeat.errors import UserError
 
 if TYPE_CHECKING:
     from videomaskfeat.data.memory import VideoMemory
+    from videomaskfeat.data.uncut import ClipChange, UncutClip
 
 # Tags separate the random streams of one seed (numpy pads a seed with zeros, so (1, 2) equals (1, 2, 0)).
 _SAMPLE, _REPLACEMENT, _ORDER, BALANCED_ORDER = 1, 2, 3, 4
@@ -54,12 +55,12 @@ class ClipSample:
     """A sample of a dataset of clips.
 
     Attributes:
-        clips: uint8 [S, T, H, W, C], S clips of the video.
+        clips: uint8 [S, T, H, W, C], S clips of the video; or S uncut clips.
         index: index of the record, which may be a replacement.
         failures: records that could not be read.
     """
 
-    clips: np.ndarray
+    clips: np.ndarray | Sequence[UncutClip]
     index: int
     failures: tuple[Failure, ...] = ()
 
@@ -89,6 +90,10 @@ class ClipAugmentation(Protocol):
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
         """Whole frames uint8 [T, H, W, C] -> clip uint8 [T, h, w, C]."""
+        ...
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """The changes of a clip, for another device."""
         ...
 
 
@@ -227,12 +232,14 @@ class VideoClips(RecordClips[SampleT, BatchT]):
         sampler: samples the frames of a clip.
         reader: reader of video files: auto, decord or pyav.
         memory: decoded videos, which are not read from their files; samples are the same without it.
+        uncut: whether batches have `UncutClips`, which are cropped and augmented on the device of the batch.
     """
 
     _: KW_ONLY
     sampler: FrameSampler
     reader: str = "auto"
     memory: VideoMemory | None = None
+    uncut: bool = False
 
     @abstractmethod
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
@@ -253,6 +260,20 @@ class VideoClips(RecordClips[SampleT, BatchT]):
             "check the folder of relative paths (prefix), or scan the list with "
             f"`videomaskfeat check-data {self.records.source}`"
         )
+
+
+def leave_uncut(dataset: RecordClips[Any, Any]) -> None:
+    """Let a data set make batches of `UncutClips`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not isinstance(dataset, VideoClips):
+        raise UserError(
+            f"data.augment_on=device: clips of {type(dataset).__name__} are cropped by their workers; set "
+            "data.augment_on=workers"
+        )
+    dataset.uncut = True
 
 
 def stack_clips(clips: list[np.ndarray]) -> np.ndarray:
@@ -284,6 +305,14 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PretrainSample:
         height, width = frames[0].shape[1:3]
-        clips = [self.transform.sample(height, width, rng).apply_clip(clip) for clip in frames]
-        masks = [self.mask(rng=rng) for _ in clips]
-        return PretrainSample(clips=stack_clips(clips), masks=stack_clips(masks), index=index)
+        geometries = [self.transform.sample(height, width, rng) for _ in frames]
+        masks = [self.mask(rng=rng) for _ in frames]
+        crops = list(zip(frames, geometries, strict=True))
+        clips: np.ndarray | list[UncutClip]
+        if self.uncut:
+            from videomaskfeat.data.uncut import ClipChange, UncutClip
+
+            clips = [UncutClip.of(clip, ClipChange(geometry=geometry)) for clip, geometry in crops]
+        else:
+            clips = stack_clips([geometry.apply_clip(clip) for clip, geometry in crops])
+        return PretrainSample(clips=clips, masks=stack_clips(masks), index=index)

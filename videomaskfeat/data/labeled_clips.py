@@ -14,6 +14,7 @@ from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.clips import BALANCED_ORDER, ClipAugmentation, ClipSample, VideoClips, stack_clips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_indices
+from videomaskfeat.data.uncut import ClipChange, UncutClip
 from videomaskfeat.errors import UserError
 
 _SIDE = re.compile(r"\b(?:left|right)\b")  # whole words, so not "upright"
@@ -84,15 +85,22 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
         return np.array([pairs.get(label, label) if flip else label for flip in flips], np.int64)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
-        clips, flips = [], []
+        clips, uncut, flips = list[np.ndarray](), list[UncutClip](), list[bool]()
         for clip in frames:
             geometry = self.transform.sample(clip.shape[1], clip.shape[2], rng)
-            if self.augment is None:
+            if self.uncut:
+                whole = ClipChange(geometry=geometry)
+                uncut.append(UncutClip.of(clip, self.augment.draw(geometry, rng) if self.augment else whole))
+            elif self.augment is None:
                 clips.append(geometry.apply_clip(clip))
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             flips.append(geometry.flip)
-        return LabeledSample(clips=stack_clips(clips), labels=self._labels(index, flips), index=index)
+        return LabeledSample(
+            clips=uncut if self.uncut else stack_clips(clips),
+            labels=self._labels(index, flips),
+            index=index,
+        )
 
 
 @dataclass(eq=False, repr=False)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from videomaskfeat.data.clips import VideoClips
+from videomaskfeat.data.clips import VideoClips, leave_uncut
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
@@ -252,7 +252,7 @@ def _dataset(
         aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
         flip=clip.flip,
     )
-    return method.dataset(
+    dataset = method.dataset(
         records,
         crop=crop,
         heldout=heldout,
@@ -260,3 +260,6 @@ def _dataset(
         reader=data.reader,
         seed=config.run.seed,
     )
+    if data.augment_on == "device" and not heldout:
+        leave_uncut(dataset)
+    return dataset

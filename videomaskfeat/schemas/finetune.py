@@ -8,8 +8,8 @@ from typing import Any
 from videomaskfeat.config_keys import key, section
 from videomaskfeat.schemas.sections import (
     SHARE,
+    AugmentedListConfig,
     ClipConfig,
-    ListConfig,
     OptimConfig,
     RunConfig,
     StartedModelConfig,
@@ -23,7 +23,7 @@ WEIGHT_SETS = {"auto": "averaged if ema_decay is set", "trained": "", "averaged"
 
 
 @dataclass
-class LabeledDataConfig(ListConfig):
+class LabeledDataConfig(AugmentedListConfig):
     """Labeled videos."""
 
     classes: int = key(0, "number of classes; 0: from the class names, or the largest label + 1", least=0)

@@ -11,6 +11,7 @@ LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "fo
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
 READERS = ("auto", "decord", "pyav")
+AUGMENT_ON = {"workers": "loader workers, with OpenCV", "device": "run.device; workers only decode"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 PARALLEL = {
@@ -57,6 +58,13 @@ class ListConfig(ReadingConfig):
         "auto", "video reader; auto falls back to pyav per file", choices=READERS, plugin="a VideoReader"
     )
     cache: str = key("none", "storage of decoded videos, for small lists", choices=CACHES, free=True)
+
+
+@dataclass
+class AugmentedListConfig(ListConfig):
+    """List files, how they are read, and where clips are changed."""
+
+    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
 
 
 @dataclass

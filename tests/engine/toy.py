@@ -37,6 +37,9 @@ class ToyBatch:
     def to(self, device: torch.device) -> ToyBatch:
         return ToyBatch(self.inputs.to(device), self.index, self.failures)
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        self.inputs.record_stream(stream)
+
 
 class ToyLoader:
     """The contract of the real loader: the stream is a pure function of epoch and batch number."""

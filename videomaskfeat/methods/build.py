@@ -14,6 +14,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
+from videomaskfeat.engine.compiling import compiled_mode
 from videomaskfeat.engine.run import heldout_loader_options, loader_options
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
@@ -52,7 +53,7 @@ def build_method(config: PretrainConfig) -> Method:
     recipe = PretrainRecipe.of(config)
     supplied: dict[str, Any] = {
         "recipe": recipe,
-        "compiled": config.run.compile,
+        "compiled": compiled_mode(config.run),
         "epochs": config.optim.epochs,
     }
     checkpoint_blocks = config.run.activation_checkpointing

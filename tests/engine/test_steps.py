@@ -25,7 +25,7 @@ from tests.engine.toy import (
     train_toy,
 )
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.steps import TrainingStopped
+from videomaskfeat.engine.steps import Steps, TrainingStopped
 from videomaskfeat.errors import RunFailed, UserError
 
 BAD_SAMPLE = 3
@@ -199,3 +199,33 @@ def test_bad_loss_stops_two_ranks(tmp_path: Path) -> None:
 def test_lag_of_two_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=re.escape("check_lag=2: must be 0 or 1")):
         train_toy(tmp_path, check_lag=2)
+
+
+@pytest.mark.cuda
+def test_launching_a_step_on_a_gpu_never_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch raises if the host waits for the GPU anywhere between batch and optimizer step."""
+    gpu = torch.device("cuda", 0)
+    launch = Steps._launch
+
+    def launch_without_waits(*arguments: Any) -> Any:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return launch(*arguments)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(Steps, "_launch", launch_without_waits)
+    train_toy(tmp_path / "gpu", device=gpu, dropout=0.0, check_lag=1)
+    monkeypatch.undo()
+    train_toy(tmp_path / "cpu", dropout=0.0)
+    losses = [[line["loss"] for line in metrics(tmp_path / name)] for name in ("gpu", "cpu")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)  # sums in another order, over 18 steps
+
+
+@pytest.mark.cuda
+def test_bad_loss_on_a_gpu_is_in_no_checkpoint(tmp_path: Path) -> None:
+    gpu, loader = torch.device("cuda", 0), OnceBadLoader(epoch=1)
+    with pytest.raises(TrainingStopped, match=f"^step {loader.bad_step} .* found a step later"):
+        train_toy(tmp_path, device=gpu, loader=loader, check_lag=1)
+    assert train_toy(tmp_path, device=gpu, check_lag=1).progress.step == 18
+    assert all(value.isfinite().all() for value in final_state(tmp_path)["model"].values())

@@ -28,7 +28,7 @@ METHODS = {
     ],
     "mae": [
         "model.name=mae_vit_nano",
-        "model.arguments={depth: 2, width: 32, heads: 2, cube_stride: [2,16,16], decoder_depth: 1, decoder_width: 32}",
+        "model.arguments={depth: 2, width: 32, heads: 2, cube_stride: [2, 16, 16], decoder_depth: 1}",
         "target.name=pixels",
         "mask.cell=[2,16,16]",
     ],

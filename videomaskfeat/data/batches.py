@@ -180,7 +180,7 @@ class KeyFrameBatch(_Movable):
 
 
 def count_hidden(masks: np.ndarray) -> int | None:
-    """The number of hidden cells of each mask, bool [B, t, h, w]; None if it differs, or is none or all."""
+    """The number of hidden cells of each mask, bool [B, t, h, w]; None if it differs, or is 0 or all."""
     counts = masks.reshape(len(masks), -1).sum(axis=1)
     count = int(counts[0])
     return count if 0 < count < masks[0].size and (counts == count).all() else None

@@ -128,6 +128,6 @@ def step_on_two_ranks(parallel: str) -> None:
         counters.clear()
 
 
-@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_step_of_two_ranks_compiles_without_graph_breaks(parallel: str, tmp_path: Path) -> None:
     assert exit_codes_of_ranks(2, step_on_two_ranks, parallel, seconds=240) == [0, 0]

@@ -1,4 +1,4 @@
-"""Reading losses and metrics a step later changes nothing but the moment at which a bad loss is found."""
+"""Reading losses and metrics a step later only changes when a bad loss is found."""
 
 from __future__ import annotations
 

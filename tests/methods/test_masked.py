@@ -78,7 +78,7 @@ class CopiesBetweenDevices(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.noted: list[str] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         result = function(*arguments, **(keywords or {}))
@@ -86,7 +86,7 @@ class CopiesBetweenDevices(TorchDispatchMode):
         if function in sources:
             source = arguments[sources[function]]
             if source.device != result.device:
-                self.found.append(f"{list(source.shape)} from {source.device} to {result.device}")
+                self.noted.append(f"{list(source.shape)} from {source.device} to {result.device}")
         return result
 
 
@@ -114,7 +114,7 @@ def test_step_makes_the_host_wait_for_nothing(name: str, monkeypatch: pytest.Mon
             result.loss.backward()
             norm: Tensor = clip_gradients(list(network.parameters()), limit=0.1, limit_each=None)
         assert norm.is_meta
-        assert number == 0 or copies.found == []
+        assert number == 0 or copies.noted == []
 
 
 def test_hidden_cells_are_counted_if_all_masks_hide_as_many() -> None:

@@ -59,19 +59,19 @@ def compiled_mode(run: Any) -> str:
 
 
 def compile_network(
-    run: Any, network: nn.Module, parts: list[nn.Module], *, backend: str = "inductor"
+    run: Any, network: nn.Module, sharded: list[nn.Module], *, backend: str = "inductor"
 ) -> None:
     """Compile the network of several processes in place, before it is wrapped.
 
     Args:
         run: section ``run`` of the config.
         network: the network, which DDP wraps as a whole.
-        parts: the parts that are sharded one by one instead; empty with DDP. Their weights are gathered
+        sharded: the parts that are sharded one by one instead; empty with DDP. Their weights are gathered
             outside the compiled code.
         backend: backend of torch.compile.
     """
     if run.compile and distributed.world_size() > 1:
-        for module in parts or [network]:
+        for module in sharded or [network]:
             _compile_training(module, backend)
 
 

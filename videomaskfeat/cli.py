@@ -25,7 +25,7 @@ from videomaskfeat.config import Override, load_config, locate_config
 from videomaskfeat.config_keys import Key, current_name, keys_of
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, check_name, nearest
 from videomaskfeat.io import open_file
-from videomaskfeat.machine import set_wait_policy, yielding_threads
+from videomaskfeat.openmp import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
 from videomaskfeat.terminal import (
     DONE,

@@ -18,14 +18,8 @@ from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.formats import Converted
 from videomaskfeat.interop.other_projects import FORMATS, add_probe
-from videomaskfeat.interop.slowfast import (
-    ClipFacts,
-    ImageTarget,
-    Imported,
-    MaskFacts,
-    describe_slowfast,
-    load_slowfast,
-)
+from videomaskfeat.interop.slowfast import ImageTarget, Imported, describe_slowfast, load_slowfast
+from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.detector import Detector

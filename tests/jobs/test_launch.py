@@ -207,7 +207,7 @@ def test_two_nodes_of_slurm_train_as_one_process(
     log = tmp_path / "logs/4242/4242_0_log.err"
     done = tmp_path / "two/weights.safetensors"
     logs = (log, log.with_suffix(".out"))  # the last message of submitit is in either
-    _wait(lambda: done.exists() and any("Exiting after succ" in one.read_text() for one in logs), log)
+    _wait(lambda: done.exists() and any("successful completion" in one.read_text() for one in logs), log)
     text = (tmp_path / "two/log.txt").read_text()
     assert "2 ranks" in text
     code, _, err = verb(*train("one"))

@@ -26,6 +26,7 @@ from videomaskfeat.engine.compiling import (
 )
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
+from videomaskfeat.engine.kernels import choose_run_kernels
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.log import log_pictures
 from videomaskfeat.engine.loop import Training, TrainResult, count_steps, train
@@ -40,7 +41,6 @@ from videomaskfeat.engine.optim import (
     sgd,
 )
 from videomaskfeat.engine.run_folder import RunFolder
-from videomaskfeat.engine.threads import choose_run_kernels, with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.texts import printable_name
 
@@ -558,7 +558,10 @@ def run_training(
         # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):
-        config = with_threads(config, device, lambda: build(config, device))
+        if device.type == "cpu":
+            from videomaskfeat.engine.threads import with_threads
+
+            config = with_threads(config, lambda: build(config, device))
         return build(config, device).train(environment=environment, report=report)
 
 

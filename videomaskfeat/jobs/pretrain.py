@@ -20,7 +20,7 @@ from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import METADATA_KEY
 from videomaskfeat.schemas.pretrain import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
@@ -174,7 +174,7 @@ class PretrainRun(Run):
     def save(self, path: Path) -> None:
         for name, model in self.method.weights().items():
             metadata = {METADATA_KEY: self.method.recipe.to_json()}
-            save_weights(path.parent / name, model, metadata=metadata)
+            save_model(model, path.parent / name, metadata=metadata)
 
     def finish(self) -> dict[str, Any]:
         """Write the final weights, which are averaged if there is an average, and evaluate them."""

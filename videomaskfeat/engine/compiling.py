@@ -89,7 +89,7 @@ def _compile_training(module: nn.Module, backend: str) -> None:
 
 def compile_function(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
     """A function of a step, compiled in a mode of torch.compile; with an empty mode the function itself."""
-    if not mode:
+    if not mode:  # several processes, whose network is compiled inside its wrapper
         return function
     if mode != GRAPHS:
         return torch.compile(function)

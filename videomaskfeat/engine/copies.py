@@ -1,4 +1,4 @@
-"""Copies between the host and a GPU while the GPU computes; on the CPU there is nothing to copy."""
+"""Copies between the host and a GPU while the GPU computes."""
 
 from __future__ import annotations
 
@@ -12,23 +12,17 @@ from videomaskfeat.engine.contracts import Batch
 
 
 class BatchCopies:
-    """Copies batches to a device; to a GPU on a stream of their own, beside the steps launched before.
+    """Copies batches to a GPU on a stream of their own, beside the steps launched before.
 
     The copy starts when it is called, not when the GPU has finished the earlier steps. Batches must be in
     page-locked memory; otherwise the host waits for the copy.
-
-    Args:
-        device: where the batches go.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._device, self._stream = device, torch.cuda.Stream(device)
 
     def __call__(self, batch: Batch) -> Any:
-        """The batch on the device, for work that is launched from now on."""
-        if self._stream is None:
-            return batch.to(self._device)
+        """The batch on the GPU, for work that is launched from now on."""
         steps = torch.cuda.current_stream(self._device)
         with torch.cuda.stream(self._stream):
             moved = batch.to(self._device)
@@ -39,30 +33,25 @@ class BatchCopies:
 
 
 def copy_numbers(values: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers of the host on a device, float32 [n]; the host does not wait for the device."""
-    on_gpu = device.type == "cuda"
-    numbers = torch.tensor(values, dtype=torch.float32, pin_memory=on_gpu)
-    return numbers.to(device, non_blocking=True)
+    """Numbers of the host on a GPU, float32 [n]; the host does not wait for the GPU."""
+    return torch.tensor(values, dtype=torch.float32, pin_memory=True).to(device, non_blocking=True)
 
 
 class HostCopy:
-    """Numbers on their way from a device to the host; the host waits only when it reads them.
+    """Numbers on their way from a GPU to the host; the host waits only when it reads them.
 
     Args:
         values: 1-d tensor, complete when the work launched so far is.
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._values, self._arrived = values, None
-        if values.device.type == "cuda":
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
+        self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        self._values.copy_(values, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
 
-    def read(self) -> list[float]:
+    def tolist(self) -> list[float]:
         """The numbers, after a wait for them."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        self._arrived.synchronize()
         numbers: list[float] = self._values.tolist()
         return numbers

@@ -18,12 +18,6 @@ from videomaskfeat.config_keys import check_config
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY
-from videomaskfeat.engine.compiling import (
-    check_compile_mode,
-    compile_function,
-    compile_network,
-    compiled_mode,
-)
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
 from videomaskfeat.engine.kernels import choose_run_kernels
@@ -161,7 +155,10 @@ class Run(ABC):
         self.folder = RunFolder(config.run.folder, config)
         self.path = self.folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
-        check_compile_mode(config, device, obstacle=self.graph_obstacle(config))
+        if config.run.compile_mode != "default":
+            from videomaskfeat.engine.compiling import check_compile_mode
+
+            check_compile_mode(config, device, obstacle=self.graph_obstacle(config))
         self.extensions = Extensions()
         torch.manual_seed(config.run.seed)
 
@@ -182,7 +179,10 @@ class Run(ABC):
         choice = choose_run_kernels(self.config, model, bf16=self.bf16, device=self.device)
         self.kernels = str(choice)
         self._set_run_keys(kernels=str(choice.kernels))
-        compile_network(self.config.run, model, self._sharded_parts(model))
+        if self.config.run.compile:
+            from videomaskfeat.engine.compiling import compile_network
+
+            compile_network(self.config.run, model, self._sharded_parts(model))
         if not sharded:
             self.network = distributed.parallel(model, self.device)
         self.ema = None if average is None else ExponentialMovingAverage(model.to(self.device), decay=average)
@@ -297,6 +297,8 @@ class Run(ABC):
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of network and loss, compiled if the run is."""
+        from videomaskfeat.engine.compiling import compile_function, compiled_mode
+
         return compile_function(function, compiled_mode(self.config.run))
 
     def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float | Tensor] | None:
@@ -512,17 +514,12 @@ class Run(ABC):
             f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
             f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
-            f"{counted(torch.get_num_threads(), 'thread')}{_compiled_note(run)}",
+            f"{counted(torch.get_num_threads(), 'thread')}"
+            f"{f', compiled ({run.compile_mode})' if run.compile else ''}",
             f"kernels   {self.kernels}",
             *([f"memory    {self.memory_note}"] if self.memory_note else []),
             f"run       {run.folder}",
         ]
-
-
-def _compiled_note(run: Any) -> str:
-    if not run.compile:
-        return ""
-    return ", compiled" if run.compile_mode == "default" else f", compiled ({run.compile_mode})"
 
 
 def run_training(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,13 +16,13 @@ from torch import Tensor
 
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import BatchT, StepResult
-from videomaskfeat.engine.copies import BatchCopies, HostCopy, copy_numbers
 from videomaskfeat.engine.distributed import StopSignals
 from videomaskfeat.engine.log import RunLog, peak_memory_mb
 from videomaskfeat.engine.optim import clip_gradients, set_learning_rate, set_weight_decay
 from videomaskfeat.errors import RunFailed
 
 if TYPE_CHECKING:
+    from videomaskfeat.engine.copies import HostCopy
     from videomaskfeat.engine.loop import Training
 
 
@@ -62,10 +62,10 @@ class LaunchedStep:
         self.gradients, self.epoch = gradients, run.epoch
         self.step = run.state.progress.step + 1
         device = gradients.values.device
-        values = torch.cat([gradients.values, norm.reshape(1).float(), copy_numbers(own, device)])
-        self._numbers = HostCopy(distributed.mean_over_ranks(values))
+        values = torch.cat([gradients.values, norm.reshape(1).float(), _numbers_on(device, own)])
+        self._numbers = _for_host(distributed.mean_over_ranks(values))
         self._further: dict[str, float | Tensor] = {}
-        self._copied: HostCopy | None = None
+        self._copied: Tensor | HostCopy | None = None
 
     def complete(
         self, *, epoch: float, lr: float, samples: int, further: Mapping[str, float | Tensor]
@@ -82,12 +82,12 @@ class LaunchedStep:
         self._further = dict(further)
         tensors = [one.detach().float().reshape(()) for one in further.values() if isinstance(one, Tensor)]
         if tensors:
-            self._copied = HostCopy(torch.stack(tensors))
+            self._copied = _for_host(torch.stack(tensors))
 
     @cached_property
     def numbers(self) -> tuple[list[float], list[float], float, list[float]]:
         """Losses of the micro-batches, metrics, gradient norm and ``own``, each the mean over all ranks."""
-        numbers = self._numbers.read()
+        numbers = self._numbers.tolist()
         accumulate = len(self.gradients.indices)
         end = accumulate + len(self.gradients.names)
         return numbers[:accumulate], numbers[accumulate:end], numbers[end], numbers[end + 1 :]
@@ -101,7 +101,7 @@ class LaunchedStep:
     @cached_property
     def further(self) -> dict[str, float]:
         """The result of ``after_step`` as numbers."""
-        copied = iter(() if self._copied is None else self._copied.read())
+        copied = iter(() if self._copied is None else self._copied.tolist())
         return {
             name: next(copied) if isinstance(value, Tensor) else value
             for name, value in self._further.items()
@@ -149,7 +149,7 @@ class Steps(Generic[BatchT]):
 
     def __init__(self, run: Training[BatchT], log: RunLog | None) -> None:
         self._run, self._log = run, log
-        self._copy = BatchCopies(run.state.device)
+        self._copy = _copies_to(run.state.device)
         self._launched: deque[LaunchedStep] = deque()
         self._since = 0.0  # time from which the next step to settle counts
         self.record: dict[str, Any] = {}  # of the last settled step
@@ -253,7 +253,7 @@ class Steps(Generic[BatchT]):
         }
 
 
-def _accumulate(run: Training[BatchT], batches: list[BatchT], copy: BatchCopies) -> _Gradients:
+def _accumulate(run: Training[BatchT], batches: list[BatchT], copy: Callable[[Any], Any]) -> _Gradients:
     """Forward and backward of the micro-batches of one step, which are removed from the list one by one."""
     count, device = run.options.accumulate, run.state.device
     results: list[StepResult] = []
@@ -275,6 +275,33 @@ def _accumulate(run: Training[BatchT], batches: list[BatchT], copy: BatchCopies)
     means = [torch.stack([one.metrics[name] for one in results]).mean() for name in names]
     values = torch.stack([*(one.loss for one in results), *means])
     return _Gradients(values, names, [one.state for one in results], indices, tuple(failures))
+
+
+def _copies_to(device: torch.device) -> Callable[[Any], Any]:
+    """A function that copies a batch to the device."""
+    if device.type != "cuda":
+        return lambda batch: batch.to(device)
+    from videomaskfeat.engine.copies import BatchCopies
+
+    return BatchCopies(device)
+
+
+def _for_host(values: Tensor) -> Tensor | HostCopy:
+    """A tensor whose ``tolist`` does not wait for work that is launched from now on."""
+    if values.device.type != "cuda":
+        return values
+    from videomaskfeat.engine.copies import HostCopy
+
+    return HostCopy(values)
+
+
+def _numbers_on(device: torch.device, values: Sequence[float]) -> Tensor:
+    """Numbers of the host on the device, float32 [n]."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=torch.float32)
+    from videomaskfeat.engine.copies import copy_numbers
+
+    return copy_numbers(values, device)
 
 
 def _copied(value: Tensor) -> Tensor:

@@ -14,7 +14,6 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.compiling import compiled_mode
 from videomaskfeat.engine.run import heldout_loader_options, loader_options
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
@@ -44,6 +43,8 @@ def build_method(config: PretrainConfig) -> Method:
     Raises:
         UserError: a name or argument is unknown, or the components do not fit each other.
     """
+    from videomaskfeat.engine.compiling import compiled_mode
+
     name, model = config.method.name, config.model
     build = method_class(name)
     arguments = check_arguments(

@@ -16,7 +16,6 @@ from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import clip_indices_middle, clip_indices_random
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.compiling import compile_function
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
@@ -312,6 +311,8 @@ class Method(ABC):
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled if the run is; for functions of network and loss."""
+        from videomaskfeat.engine.compiling import compile_function
+
         return compile_function(function, self._compiled)
 
     def pixels(self, clips: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.features import FeatureFolder, Shard
-from videomaskfeat.inference.lists import ListChoice
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
@@ -42,7 +42,7 @@ from videomaskfeat.stored_recipe import ClassifyRecipe
 
 DTYPES = ("float32", "float16")
 FORMS = ("npz", "npy")
-DETECTED_FORMAT, THIS_MACHINE = ListChoice(), Machine()
+THIS_MACHINE = Machine()
 
 
 @dataclass(frozen=True)

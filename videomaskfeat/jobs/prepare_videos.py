@@ -14,7 +14,6 @@ import numpy as np
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
 from videomaskfeat.data.cluster import distribute_calls
-from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.prepare import Encoding, PreparedVideo, prepare_video
 from videomaskfeat.data.reader import PICTURE_SUFFIXES, VideoReadError
@@ -22,6 +21,7 @@ from videomaskfeat.data.records import Record, Records
 from videomaskfeat.data.workers import READ_SECONDS
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 from videomaskfeat.texts import json_rows
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,7 @@ def prepare_videos(
     out: str,
     *,
     encoding: Encoding,
-    format: str = "auto",
-    labels: str = "auto",
-    separator: str = "auto",
-    prefix: str = "",
+    lists: ListChoice = DETECTED_FORMAT,
     workers: int = 1,
     ray: str = "",
     read_seconds: float = READ_SECONDS,
@@ -87,7 +84,7 @@ def prepare_videos(
     is left out of the new list, and named in OUT/failures.txt.
 
     Args:
-        path, format, labels, separator, prefix: see :func:`~videomaskfeat.data.formats.load_records`.
+        path, lists: list or folder, and how it is read.
         out: folder to write.
         workers: number of processes, at least 1.
         ray: address of a Ray cluster that re-encodes instead; its nodes write into the same folder. See
@@ -100,7 +97,7 @@ def prepare_videos(
             list, files of something else, or videos prepared with other options.
         RunFailed: a file cannot be written.
     """
-    records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
+    records = lists.load(path)
     if records.ends_with(PICTURE_SUFFIXES).any():
         raise UserError(f"{path} contains pictures; prepare-videos needs videos, or folders of frames")
     targets = _name_targets(records, out)

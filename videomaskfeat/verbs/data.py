@@ -118,10 +118,11 @@ def prepare_videos(options: PrepareVideosOptions) -> int:
     videomaskfeat prepare-videos my_videos/ --out small --short-side 128 --fps 15
     """
     from videomaskfeat.data.prepare import Encoding
+    from videomaskfeat.inference.lists import ListChoice
     from videomaskfeat.jobs.prepare_videos import prepare_videos
 
     with progress("preparing videos") as update:
-        arguments = as_arguments(options, {"encoding": Encoding}, list="path")
+        arguments = as_arguments(options, {"encoding": Encoding, "lists": ListChoice}, list="path")
         prepared = prepare_videos(**arguments, progress=update)
     print(printable(prepared.text()))
     return report_failures(
@@ -146,10 +147,11 @@ def pack(options: PackOptions) -> int:
     videomaskfeat pretrain --config ... data.train=k400_shards/index.json
     videomaskfeat pretrain --config ... data.train=s3://bucket/k400_shards/index.json
     """
+    from videomaskfeat.inference.lists import ListChoice
     from videomaskfeat.jobs.pack import pack
 
     with progress("writing shards") as update:
-        packed = pack(**as_arguments(options, list="path"), progress=update)
+        packed = pack(**as_arguments(options, {"lists": ListChoice}, list="path"), progress=update)
     print(printable(packed.text()))
     return report_failures("pack", (f"{path}: {cause}" for path, cause in packed.failures.items()))
 
@@ -173,9 +175,12 @@ def check_data(options: CheckDataOptions) -> int:
     videomaskfeat check-data k400/train.csv --prefix k400/videos --clean k400/train_clean.csv
     videomaskfeat check-data my_videos/ --min-frames 32 --json report.json
     """
+    from videomaskfeat.inference.lists import ListChoice
     from videomaskfeat.jobs.check_data import check_data
 
-    arguments = as_arguments(options, list="path", json="json_path", clean="clean_path")
+    arguments = as_arguments(
+        options, {"lists": ListChoice}, list="path", json="json_path", clean="clean_path"
+    )
     arguments["workers"] = options.workers or 1  # not in this process: a damaged video can crash it
     with progress("checking videos") as update:
         report = check_data(decode=not arguments.pop("quick"), **arguments, progress=update)

@@ -49,15 +49,13 @@ class Progress:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self).update(asdict(Progress(**state)))
 
-    def advance(self, *, steps_per_epoch: int, samples: int, failures: int, seconds: float) -> None:
+    def advance(self, *, steps_per_epoch: int, samples: int) -> None:
         """Count one optimizer step."""
         self.step += 1
         self.epoch_step += 1
         if self.epoch_step == steps_per_epoch:
             self.epoch, self.epoch_step = self.epoch + 1, 0
         self.samples += samples
-        self.failures += failures
-        self.seconds += seconds
 
 
 class RandomStates:

@@ -110,8 +110,12 @@ class DetectRun(Run):
             self.sources = video_locations(config).find_videos(self.lists.truth, self.lists.tested)
             self.validated = self.select_seconds(self.lists.tested, self.lists.truth)
         self.set_model(model)
-        self.compare = torch.compile(self.detect) if config.run.compile else self.detect
+        self.compare = self.compiled(self.detect)
         self.best = BestWeights(self.path / "best.safetensors", self.save)
+
+    @classmethod
+    def graph_obstacle(cls, config: Any) -> str:
+        return "each step has another number of boxes, and a CUDA graph has fixed shapes"
 
     def plan(self) -> list[str]:
         config, clip, lists, model = self.config, self.config.clip, self.lists, self.model

@@ -114,7 +114,7 @@ class FinetuneRun(Run):
             build_views(self.lists.validation, self.recipe)
         self.set_model(model)
         self.fit_memory(model, (torch.zeros(1, 3, *self.recipe.clip.size),))
-        self.compare = torch.compile(self.classify) if config.run.compile else self.classify
+        self.compare = self.compiled(self.classify)
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:

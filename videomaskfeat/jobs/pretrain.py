@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videomaskfeat.data.formats import check_lists
 from videomaskfeat.data.loader import FailureCounter
@@ -111,12 +112,20 @@ class PretrainRun(Run):
     def set_progress(self, progress: float) -> None:
         self.method.set_progress(progress)
 
+    @classmethod
+    def graph_obstacle(cls, config: PretrainConfig) -> str:
+        name = config.method.name
+        return "" if name == "masked" else f"method.name={name} has been used without CUDA graphs only"
+
     def before_step(self) -> None:
         """Let the method freeze weights."""
         self.method.before_step()
 
-    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float | Tensor]:
         return self.method.after_step(progress, states)
+
+    def watch(self, figures: Mapping[str, float], progress: float) -> None:
+        self.method.watch(figures, progress)
 
     @property
     def state(self) -> Mapping[str, Stateful]:

@@ -237,6 +237,7 @@ def check_keys(config: TokenizerConfig) -> None:
         "optim.layer_decay": optim.layer_decay != 1,
         "optim.ema_decay": optim.ema_decay is not None,
         "run.compile": run.compile,
+        "run.compile_mode": run.compile_mode != "default",
         "run.activation_checkpointing": run.activation_checkpointing,
     }
     for name, changed in useless.items():

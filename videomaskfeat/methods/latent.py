@@ -172,7 +172,7 @@ class Latent(TeacherMethod):
         *,
         recipe: PretrainRecipe,
         encoder: Encoder,
-        compiled: bool = False,
+        compiled: str = "",
         blocks: int = 1,
         depths: Sequence[int] = (),
         visible_weight: float = 0.0,

@@ -140,12 +140,13 @@ class PretrainRun(Run):
         return {**self.method.fingerprint, **initial}
 
     def prepare(self) -> None:
-        from videomaskfeat.inference.multiview import hold_videos
+        if self.config.data.cache != "none":
+            from videomaskfeat.inference.multiview import hold_videos
 
-        lists = [] if self.probe is None else self.probe.lists
-        memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
-        if self.probe is not None:
-            self.probe.memory = memory
+            lists = [] if self.probe is None else self.probe.lists
+            memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
+            if self.probe is not None:
+                self.probe.memory = memory
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 

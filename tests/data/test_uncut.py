@@ -13,14 +13,14 @@ import torch
 from tests.data.clip_data import MASK, SAMPLER, equal, make_clips, write_videos
 from tests.data.pictures import smooth_frames
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
-from videomaskfeat.data.clips import RecordClips, SampleKey, leave_uncut
+from videomaskfeat.data.clips import RecordClips, SampleKey
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.labeled_clips import LabeledClips
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColorJitter, RandomColor
 from videomaskfeat.data.pair_clips import LocalCrops, PairClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop, Rectangle
-from videomaskfeat.data.uncut import ClipChange, UncutClip, UncutClips
+from videomaskfeat.data.uncut import ClipChange, UncutClip, UncutClips, leave_uncut
 from videomaskfeat.errors import UserError
 
 JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)

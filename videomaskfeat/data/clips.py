@@ -28,7 +28,7 @@ from videomaskfeat.errors import UserError
 
 if TYPE_CHECKING:
     from videomaskfeat.data.memory import VideoMemory
-    from videomaskfeat.data.uncut import ClipChange, UncutClip
+    from videomaskfeat.data.uncut import UncutClip
 
 # Tags separate the random streams of one seed (numpy pads a seed with zeros, so (1, 2) equals (1, 2, 0)).
 _SAMPLE, _REPLACEMENT, _ORDER, BALANCED_ORDER = 1, 2, 3, 4
@@ -91,10 +91,6 @@ class ClipAugmentation(Protocol):
 
     def apply(self, frames: np.ndarray, geometry: ClipGeometry, rng: np.random.Generator) -> np.ndarray:
         """Whole frames uint8 [T, H, W, C] -> clip uint8 [T, h, w, C]."""
-        ...
-
-    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
-        """The changes of a clip, for another device."""
         ...
 
 
@@ -263,20 +259,6 @@ class VideoClips(RecordClips[SampleT, BatchT]):
         )
 
 
-def leave_uncut(dataset: RecordClips[Any, Any]) -> None:
-    """Let a data set make batches of `UncutClips`.
-
-    Raises:
-        UserError: it cannot.
-    """
-    if not isinstance(dataset, VideoClips):
-        raise UserError(
-            f"data.augment_on=device: clips of {type(dataset).__name__} are cropped by their workers; set "
-            "data.augment_on=workers"
-        )
-    dataset.uncut = True
-
-
 def stack_clips(clips: list[np.ndarray]) -> np.ndarray:
     """``np.stack`` without a copy if there is only one array."""
     return clips[0][None] if len(clips) == 1 else np.stack(clips)
@@ -308,12 +290,10 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
         height, width = frames[0].shape[1:3]
         geometries = [self.transform.sample(height, width, rng) for _ in frames]
         masks = [self.mask(rng=rng) for _ in frames]
-        crops = list(zip(frames, geometries, strict=True))
-        clips: np.ndarray | list[UncutClip]
         if self.uncut:
-            from videomaskfeat.data.uncut import ClipChange, UncutClip
+            from videomaskfeat.data.uncut import crop_later
 
-            clips = [UncutClip.of(clip, ClipChange(geometry=geometry)) for clip, geometry in crops]
+            clips: Any = crop_later(frames, geometries)
         else:
-            clips = stack_clips([geometry.apply_clip(clip) for clip, geometry in crops])
+            clips = stack_clips([one.apply_clip(clip) for one, clip in zip(geometries, frames, strict=True)])
         return PretrainSample(clips=clips, masks=stack_clips(masks), index=index)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,19 @@ from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.clips import BALANCED_ORDER, ClipAugmentation, ClipSample, VideoClips, stack_clips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_indices
+from videomaskfeat.data.transforms import ClipGeometry
 from videomaskfeat.data.uncut import ClipChange, UncutClip
 from videomaskfeat.errors import UserError
 
 _SIDE = re.compile(r"\b(?:left|right)\b")  # whole words, so not "upright"
+
+
+class DrawnAugmentation(ClipAugmentation, Protocol):
+    """An augmentation that another device can apply, too."""
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """The changes of a clip, with the random numbers of ``apply``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +56,7 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
     """
 
     _: KW_ONLY
-    augment: ClipAugmentation | None = None
+    augment: DrawnAugmentation | None = None
     flip_labels: Mapping[int, int] | None = None
     balanced: bool = False
 

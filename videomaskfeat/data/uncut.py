@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from videomaskfeat.data.clips import RecordClips, VideoClips
 from videomaskfeat.data.operations import Step
 from videomaskfeat.data.tensor_operations import RESAMPLING, TENSOR_OPERATIONS, crop_frames, erase
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle
+from videomaskfeat.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -139,3 +142,25 @@ class UncutClips:
     def clone(self) -> UncutClips:
         """With frames in memory of their own."""
         return replace(self, pixels=self.pixels.clone())
+
+
+def crop_later(frames: Sequence[np.ndarray], geometries: Sequence[ClipGeometry]) -> list[UncutClip]:
+    """Clips whose only change is the crop."""
+    return [
+        UncutClip.of(one, ClipChange(geometry=geometry))
+        for one, geometry in zip(frames, geometries, strict=True)
+    ]
+
+
+def leave_uncut(dataset: RecordClips[Any, Any]) -> None:
+    """Let a data set make batches of `UncutClips`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    if not isinstance(dataset, VideoClips):
+        raise UserError(
+            f"data.augment_on=device: clips of {type(dataset).__name__} are cropped by their workers; set "
+            "data.augment_on=workers"
+        )
+    dataset.uncut = True

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from videomaskfeat.data.clips import VideoClips, leave_uncut
+from videomaskfeat.data.clips import VideoClips
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
@@ -263,5 +263,7 @@ def _dataset(
         seed=config.run.seed,
     )
     if data.augment_on == "device" and not heldout:
+        from videomaskfeat.data.uncut import leave_uncut
+
         leave_uncut(dataset)
     return dataset

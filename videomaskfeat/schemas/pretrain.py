@@ -7,7 +7,7 @@ from typing import Any
 
 from videomaskfeat.config_keys import key, section
 from videomaskfeat.schemas.sections import (
-    AugmentedListConfig,
+    AUGMENT_ON,
     ClipConfig,
     ListConfig,
     OptimConfig,
@@ -34,8 +34,10 @@ class DataConfig(ListConfig):
 
 
 @dataclass
-class PretrainDataConfig(DataConfig, AugmentedListConfig):
+class PretrainDataConfig(DataConfig):
     """Videos."""
+
+    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
 
 
 @dataclass

@@ -62,13 +62,6 @@ class ListConfig(ReadingConfig):
 
 
 @dataclass
-class AugmentedListConfig(ListConfig):
-    """List files, how they are read, and where clips are changed."""
-
-    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
-
-
-@dataclass
 class FramesConfig:
     """Frames of a clip."""
 

@@ -247,6 +247,11 @@ class Run(ABC):
             if self.load_warning:
                 self.folder.log(self.load_warning)
 
+    @property
+    def video_lists(self) -> Sequence[Any]:
+        """Lists of records whose videos ``data.cache=memory`` decodes."""
+        return ()
+
     def prepare(self) -> None:  # noqa: B027
         """Measure the untrained model."""
 

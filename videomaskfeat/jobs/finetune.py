@@ -141,9 +141,13 @@ class FinetuneRun(Run):
             )
         return lines
 
+    @property
+    def video_lists(self) -> list[Records]:
+        heldout = [] if self.lists.validation is None else [self.lists.validation]
+        return [self.loader.dataset.records, *heldout]
+
     def prepare(self) -> None:
-        lists = [] if self.lists.validation is None else [self.lists.validation]
-        self.memory = hold_videos(self.config.data, (self.loader,), lists, log=self.folder.log)
+        self.memory = hold_videos(self.config.data, (self.loader,), self.video_lists, log=self.folder.log)
 
     def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent.

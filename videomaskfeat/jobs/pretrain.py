@@ -13,6 +13,7 @@ import torch
 
 from videomaskfeat.data.formats import check_lists
 from videomaskfeat.data.loader import FailureCounter
+from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, run_training
@@ -130,11 +131,17 @@ class PretrainRun(Run):
         initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
+    @property
+    def video_lists(self) -> list[Records]:
+        loaders = (self.loader, self.heldout)
+        lists = [] if self.probe is None else self.probe.lists
+        return [*(loader.dataset.records for loader in loaders if loader is not None), *lists]
+
     def prepare(self) -> None:
         from videomaskfeat.inference.multiview import hold_videos
 
-        lists = [] if self.probe is None else self.probe.lists
-        memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
+        loaders = (self.loader, self.heldout)
+        memory = hold_videos(self.config.data, loaders, self.video_lists, log=self.folder.log)
         if self.probe is not None:
             self.probe.memory = memory
         self.untrained = self.heldout_loss()

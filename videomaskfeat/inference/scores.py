@@ -34,12 +34,14 @@ from videomaskfeat.metrics.accuracy import (
     multi_label_score,
     predictions,
 )
+from videomaskfeat.metrics.bootstrap import multi_label_interval
 from videomaskfeat.texts import show_text
 from videomaskfeat.viz.evaluation import (
     ClassPrecision,
     ClassRow,
     ShownVideo,
     accuracy_text,
+    mean_ap_text,
     render_evaluation,
 )
 
@@ -349,12 +351,16 @@ def write_evaluation(
         write_table(folder / "per_class.csv", _class_lines(rows))
     save_scores(folder / "scores.npz", scored, **({} if confusion is None else {"confusion": confusion}))
     write_table(folder / "scores.csv", [_COLUMNS, *_video_lines(scored)])
-    percent = {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    percent: dict[str, Any] = (
+        {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    )
     multi_label: MultiLabelScore | None = None
+    interval: tuple[float, float] | None = None
     precisions: list[ClassPrecision] = []
     if scored.targets is not None:
         multi_label = multi_label_score(scored.scores, scored.targets)
-        percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance}
+        interval = multi_label_interval(scored.scores, scored.targets)
+        percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance, "map_interval": interval}
         precisions = [
             ClassPrecision(label, scored.class_text(label), int(count), float(ap))
             for label, (count, ap) in enumerate(zip(multi_label.counts, multi_label.ap, strict=True))
@@ -390,7 +396,7 @@ def write_evaluation(
     write_page(folder / "report.html", html)
     if submission:
         write_submission(submission, scored)
-    text = _format_result(scored, result or multi_label, folder, about["protocol"], submission)
+    text = _format_result(scored, result or multi_label, folder, about["protocol"], submission, interval)
     return result or multi_label, text
 
 
@@ -517,11 +523,12 @@ def _format_result(
     folder: Path,
     protocol: Mapping[str, Any],
     submission: str,
+    interval: tuple[float, float] | None,
 ) -> str:
     views = f" ({protocol['views']} x {protocol['crops']} views)" if "views" in protocol else ""
     lines = [f"{len(scored.rows)} of {scored.listed} videos scored{views}"]
     if isinstance(result, MultiLabelScore):
-        lines.append(f"mAP         {result.mean_ap:.2f} % (random scores: {result.chance:.2f} %)")
+        lines.append(f"mAP         {mean_ap_text(result.mean_ap, result.chance, interval)}")
     elif result is not None:
         lines += [
             f"top-1       {accuracy_text(result.top1, result.videos, scored.classes)}",

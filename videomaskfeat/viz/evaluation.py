@@ -174,9 +174,8 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         if ends is not None:
             notes.append(f"95 % interval {ends[0]:.1f} to {ends[1]:.1f} %: bootstrap over the videos")
         lowest = mean_ap if ends is None else min(mean_ap, ends[0])
-        good = random is not None and lowest > random
-        card = {"name": "mAP", "value": f"{mean_ap:.2f} %", "share": mean_ap / 100, "note": "; ".join(notes)}
-        return [card | {"good": good}]
+        shown = {"name": "mAP", "value": f"{mean_ap:.2f} %", "share": mean_ap / 100}
+        return [{**shown, "note": "; ".join(notes), "good": random is not None and lowest > random}]
     names = {"top1": ("Top-1", 1), "top5": ("Top-5", 5), "mean_class": ("Mean class accuracy", 1)}
     cards = []
     for key, (name, guesses) in names.items():

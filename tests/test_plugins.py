@@ -20,7 +20,7 @@ from videomaskfeat.data.formats import load_records
 from videomaskfeat.engine.log import LOGGERS, StepLogger, open_logger
 from videomaskfeat.errors import PlugInFailed, UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import build_policy
+from videomaskfeat.masking import build_policy, is_exact
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.plugins import find_class, import_class, import_plugin, is_plugin
 from videomaskfeat.targets.target import Target
@@ -46,6 +46,12 @@ class BrokenReader(VideoReader):
 
 class BrokenLogger(StepLogger):
     def __init__(self, folder, first_step): raise KeyError("no key")
+    def write(self, record, step): ...
+
+class FirstStep(StepLogger):
+    def __init__(self, folder, first_step):
+        with open("first_steps.txt", "a") as file:
+            print(first_step, file=file)
     def write(self, record, step): ...
 
 def small(grid, ratio, rng):
@@ -91,7 +97,7 @@ OWN = [
     *("model.name=my_encoder:Mixer", "model.arguments={depth: 2, width: 16}"),
     *("mask.kind=my_mask:EverySecond", "mask.arguments={first: 0}", "mask.cell=[2,8,8]"),
     *("data.format=my_format:JsonLines", "data.reader=my_reader:NumpyReader"),
-    "run.loggers=[my_logger:CsvLogger]",
+    "run.loggers=[my_logger:CsvLogger,wrong_plug_ins:FirstStep]",
 ]
 
 
@@ -111,6 +117,7 @@ def test_plug_ins_pretrain_resume_and_finetune(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     losses = [line.split(",") for line in (plugins / "run" / "losses.csv").read_text().splitlines()]
     assert [(int(step), float(loss)) for step, loss in losses] == [(row["step"], row["loss"]) for row in rows]
+    assert (plugins / "first_steps.txt").read_text().split() == ["0", "2"]
     assert not (plugins / "run" / "tensorboard").exists()
     config = (plugins / "run" / "config.yaml").read_text()
     assert "name: my_target:ColorTarget" in config
@@ -200,6 +207,8 @@ def test_results_and_errors_of_plug_ins_are_checked(tmp_path: Path) -> None:
     grid, rng = TokenGrid(4, 2, 2), np.random.default_rng(0)
     mask = build_policy("my_mask:EverySecond", {})(grid, 0.5, rng)
     assert mask.any(axis=(1, 2)).tolist() == [False, True, False, True]
+    assert is_exact("my_mask:EverySecond")
+    assert not is_exact("wrong_plug_ins:small")
     with pytest.raises(UserError, match=r"returned bool \(1, 1, 1\); it must return bool \(4, 2, 2\)"):
         build_policy("wrong_plug_ins:small", {})(grid, 0.5, rng)
     with pytest.raises(UserError, match="has no arguments"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from tests.engine.toy import metrics
 from tests.extending import PAGE
 from tests.jobs.conftest import TINY
 from videomaskfeat.cli import main
-from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.formats import class_names_beside, load_records
 from videomaskfeat.engine.log import LOGGERS, StepLogger, open_logger
 from videomaskfeat.errors import PlugInFailed, UserError
 from videomaskfeat.grid import TokenGrid
@@ -27,6 +28,7 @@ from videomaskfeat.targets.target import Target
 
 WRONG = """
 import numpy as np
+from my_format import JsonLines
 from videomaskfeat.targets.target import Target
 from videomaskfeat.data.reader import VideoReader
 from videomaskfeat.engine.log import StepLogger
@@ -47,6 +49,9 @@ class BrokenReader(VideoReader):
 class BrokenLogger(StepLogger):
     def __init__(self, folder, first_step): raise KeyError("no key")
     def write(self, record, step): ...
+
+class NamedLines(JsonLines):
+    def class_file(self, path): return f"{path}.names"
 
 class FirstStep(StepLogger):
     def __init__(self, folder, first_step):
@@ -72,7 +77,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("my_") or name == "wrong_plug_ins"]:
+    for name in [name for name in sys.modules if name.startswith(("my_", "wrong_"))]:
         del sys.modules[name]
 
 
@@ -141,6 +146,15 @@ def test_plug_ins_pretrain_resume_and_finetune(
     tuned = videomaskfeat.load_classifier("tuned/best.safetensors", reader="my_reader:NumpyReader")
     assert tuned.model.created_as[0] == "my_encoder:Mixer:classifier"
     assert tuned.predict("1.npy").probabilities.shape == (2,)
+    reader = ["--reader", "my_reader:NumpyReader", "--device", "cpu"]
+    assert (
+        main(["predict", "tuned/best.safetensors", "1.npy", *reader, "--window", "0.1", "--json", "w.json"])
+        == 0
+    )
+    (document,) = json.loads((plugins / "w.json").read_text())
+    assert len(document["windows"]) == 3  # 8 frames at 30 per second are 0.27 seconds
+    assert main(["visualize", "run/weights.safetensors", "1.npy", *reader, "--out", "drawn"]) == 0
+    assert [path.suffix for path in sorted((plugins / "drawn").glob("1*"))] == [".mp4", ".png"]
     again = videomaskfeat.create_model(
         "my_encoder:Mixer", num_classes=2, depth=2, width=16, clip_size=(4, 32, 32)
     )
@@ -225,6 +239,16 @@ def test_results_and_errors_of_plug_ins_are_checked(tmp_path: Path) -> None:
         UserError, match=r"format=my_format:JsonLines needs a list file, and this is a folder"
     ):
         load_records(tmp_path, format="my_format:JsonLines")
+
+
+def test_list_format_of_the_user_is_checked_and_named(plugins: Path, arrays: Path) -> None:
+    with open(arrays, "a") as file:
+        file.write('{"video": "gone.npy", "label": 1}\n')
+    own = ["--format", "my_format:JsonLines", "--reader", "my_reader:NumpyReader", "--workers", "0"]
+    assert main(["check-data", str(arrays), *own, "--clean", "clean.jsonl"]) == 3
+    assert (plugins / "clean.jsonl").read_text().splitlines() == arrays.read_text().splitlines()[:8]
+    assert class_names_beside("a.jsonl", "wrong_plug_ins:NamedLines") == "a.jsonl.names"
+    assert class_names_beside("a.jsonl", "my_format:JsonLines") == ""
 
 
 def test_names(plugins: Path) -> None:

@@ -13,6 +13,7 @@ from videomaskfeat.viz.evaluation import (
     ClassRow,
     ShownVideo,
     accuracy_cards,
+    chance_advice,
     confidence_interval,
     interval_text,
     render_evaluation,
@@ -209,3 +210,11 @@ def test_card_of_a_mean_ap_is_green_above_chance_only(ends: tuple[float, float] 
     (card,) = accuracy_cards({"map": 30.0, "map_chance": 17.5, "map_interval": ends})
     assert card["good"] is good
     assert ("95 % interval" in card["note"]) == (ends is not None)
+
+
+def test_advice_is_given_unless_the_interval_is_above_chance() -> None:
+    assert chance_advice({}, 25.0, 25.1) == []
+    (scratch,) = chance_advice({}, 25.0, 25.0)
+    assert "includes chance: start from pre-trained weights" in scratch
+    (tuned,) = chance_advice({"initial_weights": {}}, 0.08, 0.07)
+    assert "includes chance: train longer" in tuned

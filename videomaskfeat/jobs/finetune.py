@@ -62,7 +62,7 @@ from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.finetune import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
-from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval, mean_ap_text
+from videomaskfeat.viz.evaluation import accuracy_text, chance_advice, confidence_interval, mean_ap_text
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -267,7 +267,7 @@ class FinetuneRun(Run):
                 f"held-out mAP over {summary['views']} x {summary['crops']} views, {summary['videos']} of "
                 f"{summary['listed']} videos",
                 f"  mAP         {mean_ap_text(summary['map'], summary['map_chance'], ends)}",
-                *_advice(summary, summary["map_chance"], summary["map"] if ends is None else ends[0]),
+                *chance_advice(summary, summary["map_chance"], summary["map"] if ends is None else ends[0]),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_map']:.2f} % with one view)",
             ]
@@ -280,23 +280,11 @@ class FinetuneRun(Run):
                 f"  top-1       {accuracy_text(summary['top1'], *counts)}",
                 f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
                 f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
-                *_advice(summary, 100 / counts[1], low),
+                *chance_advice(summary, 100 / counts[1], low),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
         return lines
-
-
-def _advice(summary: Mapping[str, Any], chance: float, low: float) -> list[str]:
-    """What to try if the lower end of the interval of the score is not above chance, both in percent."""
-    if low > chance:
-        return []
-    videos = counted(summary["videos"], "video")
-    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
-    return [
-        f"advice      the interval of {videos} includes chance: {start}train longer "
-        "(optim.epochs), try optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
-    ]
 
 
 @dataclass(frozen=True)

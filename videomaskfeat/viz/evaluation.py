@@ -235,6 +235,22 @@ def mean_ap_text(percent: float, chance: float, interval: Sequence[float] | None
     return f"{percent:.2f} % (random scores {chance:.1f} %{ends})"
 
 
+def chance_advice(summary: Mapping[str, Any], chance: float, low: float) -> list[str]:
+    """What to try if the lower end of the interval of a run's score is not above chance.
+
+    Args:
+        summary: content of summary.json: ``initial_weights`` unless the run started from scratch.
+        chance, low: chance level and lower end, in the same unit.
+    """
+    if low > chance:
+        return []
+    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
+    return [
+        f"advice      the interval includes chance: {start}train longer (optim.epochs), try "
+        "optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
+    ]
+
+
 def confidence_interval(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a share 0..1 of ``count`` independent trials."""
     z = 1.96

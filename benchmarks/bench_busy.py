@@ -21,8 +21,9 @@ import torch
 from benchmarks.harness import Row
 from videomaskfeat.engine.threads import choose_threads
 from videomaskfeat.losses.masked import masked_mse
-from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, keep_freed_memory, yielding_threads
+from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.models import create_model
+from videomaskfeat.openmp import SPIN_COUNT, WAIT_POLICY, yielding_threads
 from videomaskfeat.targets.hog import HogTarget
 
 SIZES = {"nano": (8, (8, 64, 64)), "MViTv2-S": (2, (16, 224, 224))}  # clips per step, frames and pixels
@@ -67,9 +68,7 @@ def _measure(size: str, side: str, load: str) -> tuple[float, int]:
         if name not in (WAIT_POLICY, SPIN_COUNT, "OMP_NUM_THREADS")
     }
     # The wait policy must be set before this module imports torch.
-    policy = (
-        "from videomaskfeat.machine import set_wait_policy; set_wait_policy()\n" if side == "ours" else ""
-    )
+    policy = "from videomaskfeat.openmp import set_wait_policy; set_wait_policy()\n" if side == "ours" else ""
     code = f"{policy}from benchmarks.bench_busy import train; train({size!r}, {side!r}, {load!r})"
     command = [sys.executable, "-c", code]
     with _other_program() if load == "busy" else nullcontext():

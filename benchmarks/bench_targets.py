@@ -32,8 +32,8 @@ from videomaskfeat.methods.masked import MaskedPrediction
 from videomaskfeat.methods.teaching import TeacherMethod
 from videomaskfeat.models import create_model
 from videomaskfeat.models.published_dvae import PublishedEncoder
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import create_tokenizer
-from videomaskfeat.models.weights import save_weights
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.recipe import normalize
 from videomaskfeat.schemas.pretrain import PretrainConfig
@@ -128,8 +128,8 @@ def _make_files(folder: Path, *, teachers: bool) -> None:
     torch.manual_seed(0)
     torch.save(PublishedEncoder().state_dict(), folder / "published.pt")
     for kind in ("dvae", "vq"):
-        save_weights(folder / f"{kind}.safetensors", create_tokenizer(kind))
-    save_weights(folder / TEACHER, create_model("vit_b_image"))
+        save_model(create_tokenizer(kind), folder / f"{kind}.safetensors")
+    save_model(create_model("vit_b_image"), folder / TEACHER)
 
 
 def _config(case: Case, folder: Path, device: str) -> PretrainConfig:

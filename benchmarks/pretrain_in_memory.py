@@ -24,7 +24,7 @@ import torch
 
 from benchmarks.harness import ROOT, machine, now, other_load, write_json
 from videomaskfeat.config import load_config
-from videomaskfeat.data.batches import PretrainBatch
+from videomaskfeat.data.batches import PretrainBatch, count_hidden
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.distributed import uses_bf16
@@ -114,7 +114,9 @@ def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoa
         clips = moving_patterns(size, config.clip.frames, config.clip.crop, rng)
         masks = np.stack([recipe.draw_mask(rng) for _ in range(size)])
         index = torch.arange(number * size, (number + 1) * size)
-        batch = PretrainBatch(torch.from_numpy(clips), torch.from_numpy(masks), index)
+        batch = PretrainBatch(
+            torch.from_numpy(clips), torch.from_numpy(masks), index, hidden_cells=count_hidden(masks)
+        )
         prepared.append(batch.pin_memory() if pin else batch)
     return MemoryLoader(prepared)
 
@@ -171,6 +173,7 @@ def pretrain(name: str, *, device: str, steps: int, dry: bool) -> dict[str, Any]
                     epochs=config.optim.epochs,
                     clip_norm=config.optim.gradient_clip,
                     precision="bf16" if bf16 else "fp32",
+                    check_lag=int(place.type == "cuda"),
                     unit="clips",
                     loggers=(),
                 ),

@@ -25,7 +25,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.sizes import HIDDEN_SHARE, ModelFacts, list_facts
 from videomaskfeat.models.zoo import MODELS, arguments_of
 from videomaskfeat.targets import TARGETS, target_class
-from videomaskfeat.verbs import ARGUMENTS, VERBS
+from videomaskfeat.verbs import VERBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "videomaskfeat"
@@ -93,7 +93,7 @@ def table(header: str, rows: Iterator[tuple[str, ...]]) -> str:
 
 def verbs_page() -> str:
     """All verbs with their summaries."""
-    rows = ((f"[`{verb}`]({verb}.md)", summary_of(VERBS[verb])) for verb in VERBS)
+    rows = ((f"[`{verb}`]({verb}.md)", summary_of(VERBS[verb].run)) for verb in VERBS)
     return f"# Commands\n\n`videomaskfeat VERB ...`\n\n{table('verb | what it does', rows)}"
 
 
@@ -106,10 +106,10 @@ def verb_page(verb: str) -> str:
         "key | default | meaning",
         ((f"`{one.name}`", f"`{one.shown}`", one.rules.explain()) for one in keys_of(line.schema)),
     )
-    page = f"# {verb}\n\n{summary_of(VERBS[verb])}\n\n## Help\n\n```text\n{parser.format_help()}```\n"
+    page = f"# {verb}\n\n{summary_of(VERBS[verb].run)}\n\n## Help\n\n```text\n{parser.format_help()}```\n"
     if not line.flagged:  # the help of other verbs has their keys
         page += f"\n## Keys\n\n{keys}"
-    for title, names in ARGUMENTS[verb]().items() if verb in ARGUMENTS else ():
+    for title, names in VERBS[verb].arguments().items():
         page += f"\n### {title}\n\n" + ("\n".join(f"- `{name}`" for name in names) or "none") + "\n"
     return page
 
@@ -128,7 +128,7 @@ def methods_page() -> str:
 
 def registry_page(title: str, intro: str, classes: Mapping[str, type], where: str) -> str:
     """The docstring, the arguments and the API page of each class."""
-    arguments = ARGUMENTS["pretrain"]()
+    arguments = VERBS["pretrain"].arguments()
     sections = [f"# {title}\n\n{intro}\n"]
     for name, cls in classes.items():
         named = "\n".join(f"- `{one}`" for one in arguments[f"{where} of {name}"]) or "none"

@@ -170,7 +170,7 @@ def commands() -> list[str]:
     """Every `videomaskfeat ...` line of the documents, the configs' headers and the verbs' help."""
     texts = [path.read_text() for path in DOCUMENTS]
     blocks = [block for text in texts for block in re.findall(r"(?ms)^```\w*\n(.*?)^```", text)]
-    blocks += [inspect.cleandoc(run.__doc__ or "") for run in cli.VERBS.values()]
+    blocks += [inspect.cleandoc(verb.run.__doc__ or "") for verb in cli.VERBS.values()]
     lines = [
         line.partition("     ")[0]
         for block in blocks

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from videomaskfeat import machine
+from videomaskfeat import machine, openmp
 
-VARIABLES = (machine.WAIT_POLICY, machine.SPIN_COUNT)
+VARIABLES = (openmp.WAIT_POLICY, openmp.SPIN_COUNT)
 
 
 def run_python(code: str, environment: dict[str, str]) -> str:
@@ -40,8 +40,8 @@ def wait_policy_of_a_verb(**variables: str) -> str:
     ("variables", "expected"),
     [
         ({}, "['PASSIVE', '300000']"),
-        ({machine.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
-        ({machine.SPIN_COUNT: "7"}, "[None, '7']"),
+        ({openmp.WAIT_POLICY: "ACTIVE"}, "['ACTIVE', None]"),
+        ({openmp.SPIN_COUNT: "7"}, "[None, '7']"),
     ],
 )
 def test_verb_sets_passive_waiting_unless_the_user_has_set_it(
@@ -53,7 +53,7 @@ def test_verb_sets_passive_waiting_unless_the_user_has_set_it(
 def test_wait_policy_does_not_change_after_torch_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    machine.set_wait_policy()
+    openmp.set_wait_policy()
     assert not any(name in os.environ for name in VARIABLES)
 
 
@@ -98,7 +98,7 @@ def test_threads_from_environment(value: str, expected: int | None) -> None:
 
 
 def test_load_turns_busy_at_once_and_calm_after_three_idle_samples() -> None:
-    load = machine.Load()
+    load = openmp.Load()
     assert not load.update(delay=0.05, idle=0.0)
     assert load.update(delay=0.3, idle=0.0)
     assert load.update(delay=0.0, idle=0.0)  # still busy: sleeping threads get a core at once
@@ -113,14 +113,14 @@ def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) 
     """In another process: teams of two threads are added until there are more threads than cores."""
     code = (
         "import os, threading, torch\n"
-        "from videomaskfeat import machine\n"
-        "machine.available_cores = lambda: 5\n"
+        "from videomaskfeat import openmp\n"
+        "openmp.available_cores = lambda: 5\n"
         "torch.set_num_threads(2)\n"
         "torch.zeros(1 << 20).add_(1)\n"
         "def count():\n"
         "    return len(os.listdir('/proc/self/task'))\n"
         "before = count()\n"
-        "idle = machine.IdleThreads(torch)\n"
+        "idle = openmp.IdleThreads(torch)\n"
         "added = count() - before\n"
         "idle.release()\n"
         "print(added, threading.active_count(), torch.get_num_threads())\n"
@@ -133,11 +133,11 @@ def test_idle_threads_exceed_the_cores_and_end(monkeypatch: pytest.MonkeyPatch) 
 def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    with machine.yielding_threads():
+    with openmp.yielding_threads():
         alone = threading.active_count()
-    monkeypatch.setenv(machine.WAIT_POLICY, "PASSIVE")
-    monkeypatch.setenv(machine.SPIN_COUNT, machine._SPINS)
-    with machine.yielding_threads():
+    monkeypatch.setenv(openmp.WAIT_POLICY, "PASSIVE")
+    monkeypatch.setenv(openmp.SPIN_COUNT, openmp._SPINS)
+    with openmp.yielding_threads():
         watched = threading.active_count()
     assert watched == alone + sys.platform.startswith("linux")
     assert threading.active_count() == alone
@@ -147,14 +147,14 @@ def test_yielding_threads_watches_only_with_its_own_wait_policy(monkeypatch: pyt
 def test_watch_adds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """With artificial samples: calm, busy, then idle until the end."""
     samples = iter(
-        [machine._Sample(0, 0, 0), machine._Sample(1, 0, 0), machine._Sample(2, 0.5, 0)]
-        + [machine._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
+        [openmp._Sample(0, 0, 0), openmp._Sample(1, 0, 0), openmp._Sample(2, 0.5, 0)]
+        + [openmp._Sample(3 + n, 0.5, 1e3 * n) for n in range(20)]
     )
-    monkeypatch.setattr(machine._Sample, "take", lambda thread: next(samples))
-    monkeypatch.setattr(machine, "_SAMPLE_SECONDS", 0.0)
+    monkeypatch.setattr(openmp._Sample, "take", lambda thread: next(samples))
+    monkeypatch.setattr(openmp, "_SAMPLE_SECONDS", 0.0)
     ended, events = threading.Event(), []
 
-    class Recorded(machine.IdleThreads):
+    class Recorded(openmp.IdleThreads):
         def __init__(self, loaded: object) -> None:
             assert loaded is torch
             events.append("added")
@@ -163,8 +163,8 @@ def test_watch_adds_idle_threads_while_the_machine_is_busy(monkeypatch: pytest.M
             events.append("released")
             ended.set()
 
-    monkeypatch.setattr(machine, "IdleThreads", Recorded)
-    machine._watch(ended, 0)
+    monkeypatch.setattr(openmp, "IdleThreads", Recorded)
+    openmp._watch(ended, 0)
     assert events == ["added", "released"]
 
 
@@ -182,5 +182,5 @@ def test_whole_module_waits_for_an_import(tmp_path: Path, monkeypatch: pytest.Mo
     while not hasattr(sys.modules.get("half_imported"), "early"):
         pass
     threading.Timer(0.2, setattr, (sys, "go", True)).start()
-    assert machine.whole_module("half_imported").late == 2
+    assert openmp.whole_module("half_imported").late == 2
     importing.join()

@@ -17,7 +17,7 @@ from videomaskfeat.inference.clip_settings import describe_inherited
 from videomaskfeat.inference.detectors import load_detector
 from videomaskfeat.metrics.accuracy import action_scores
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe, normalize
 from videomaskfeat.stored_recipe import (
     CLASSIFY_KEY,
@@ -237,7 +237,7 @@ def write_model(
     path: Path, recipe: str, *, name: str = "maskfeat_mvitv2_nano_detector", **arguments: Any
 ) -> Path:
     torch.manual_seed(0)
-    save_weights(path, create_model(name, **TINY, **arguments), metadata={DETECT_KEY: recipe})
+    save_model(create_model(name, **TINY, **arguments), path, metadata={DETECT_KEY: recipe})
     return path
 
 
@@ -266,10 +266,10 @@ def test_loaded_detector_scores_boxes(tmp_path: Path) -> None:
 def test_weights_of_another_kind_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "pretrained.safetensors"
     texts = {METADATA_KEY: PretrainRecipe(DETECT_CLIP).to_json()}
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY), metadata=texts)
+    save_model(create_model("maskfeat_mvitv2_nano", **TINY), path, metadata=texts)
     with pytest.raises(UserError, match=r"weights of a pre-training run, not weights of a detector"):
         load_detector(path)
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **TINY))
+    save_model(create_model("maskfeat_mvitv2_nano", **TINY), path)
     with pytest.raises(UserError, match="weights without a recipe, not weights of a detector"):
         load_detector(path)
     with pytest.raises(UserError, match=r"none\.safetensors: no such file"):

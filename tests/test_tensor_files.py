@@ -18,13 +18,13 @@ import torch
 from torch import nn
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.models.saving import write_safetensors
 from videomaskfeat.tensor_files import (
     DamagedFile,
     PickledCode,
     read_metadata,
     read_safetensors,
     read_torch_file,
-    write_safetensors,
 )
 
 STATE = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.zeros(2)}
@@ -193,7 +193,7 @@ def test_equal_content_makes_equal_bytes_in_every_process(tmp_path: Path) -> Non
     """safetensors writes the metadata in the order of a hash table, which differs from process to process."""
     texts = {f"key {number}": 'é\n"\x01' * number for number in range(12)}
     code = (
-        "import sys, torch; from pathlib import Path; from videomaskfeat.tensor_files import *\n"
+        "import sys, torch; from pathlib import Path; from videomaskfeat.models.saving import *\n"
         f"write_safetensors(Path(sys.argv[1]), {{'b': torch.ones(3), 'a': torch.zeros(2)}}, {texts!r})"
     )
     names = ("one", "two", "three")

@@ -14,7 +14,7 @@ import pytest
 from videomaskfeat.cli import main
 from videomaskfeat.config import locate_config, shipped_configs
 from videomaskfeat.errors import UserError
-from videomaskfeat.verbs import ConfigsOptions, configs
+from videomaskfeat.verbs.installation import ConfigsOptions, configs
 
 ROOT = Path(__file__).parent.parent
 

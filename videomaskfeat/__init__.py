@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # the types of the names that __getattr__ imports
     from videomaskfeat.models import create_model as create_model
     from videomaskfeat.models import list_models as list_models
     from videomaskfeat.models.loading import load_model as load_model
-    from videomaskfeat.models.weights import save_model as save_model
+    from videomaskfeat.models.saving import save_model as save_model
 
 __version__ = "0.1.0"
 
@@ -35,7 +35,7 @@ _LAZY = {
     "list_models": "videomaskfeat.models",
     "open_video": "videomaskfeat.data.video",
     "read_features": "videomaskfeat.inference.features",
-    "save_model": "videomaskfeat.models.weights",
+    "save_model": "videomaskfeat.models.saving",
     "UserError": "videomaskfeat.errors",
     "VideoReadError": "videomaskfeat.data.reader",
 }

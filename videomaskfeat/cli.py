@@ -25,7 +25,7 @@ from videomaskfeat.config import Override, load_config, locate_config
 from videomaskfeat.config_keys import Key, current_name, keys_of
 from videomaskfeat.errors import PlugInFailed, RunFailed, Stopped, UserError, check_name, nearest
 from videomaskfeat.io import open_file
-from videomaskfeat.machine import set_wait_policy, yielding_threads
+from videomaskfeat.openmp import set_wait_policy, yielding_threads
 from videomaskfeat.processes import end_with_parent
 from videomaskfeat.terminal import (
     DONE,
@@ -37,7 +37,8 @@ from videomaskfeat.terminal import (
     one_line,
 )
 from videomaskfeat.texts import show_text
-from videomaskfeat.verbs import ARGUMENTS, LAUNCHED, SIZED, TRAININGS, VERBS, choose_size, inherit_clip
+from videomaskfeat.verbs import VERBS
+from videomaskfeat.verbs.training import choose_size, inherit_clip
 
 logger = logging.getLogger(__name__)
 _OVERVIEW = "Masked video pre-training: hide spacetime cubes of a video, predict their content."
@@ -77,7 +78,7 @@ def _run(line: CommandLine, arguments: Sequence[str]) -> int:
                 config = line.read(arguments)
                 if line.verb == "launch" and config is not None:
                     _check_launched(config.command)
-                return DONE if config is None else VERBS[line.verb](config)
+                return DONE if config is None else VERBS[line.verb].run(config)
         except BaseException as error:
             if interrupts.came:  # an import may turn Ctrl-C into another error
                 raise KeyboardInterrupt from error
@@ -87,7 +88,7 @@ def _run(line: CommandLine, arguments: Sequence[str]) -> int:
 def _check_launched(command: Sequence[str]) -> None:
     """Report a mistake in a launched command here, instead of in the log of its job."""
     verb, *arguments = command
-    check_name("the verb after --", verb, LAUNCHED)
+    check_name("the verb after --", verb, [name for name, one in VERBS.items() if one.ranks])
     if CommandLine(verb).read(arguments) is None:
         raise UserError(f"--keys lists the keys of {verb}; use it without launch")
 
@@ -123,7 +124,7 @@ class CommandLine:
 
     def __init__(self, verb: str, schema: type | None = None) -> None:
         self.verb = verb
-        hints = typing.get_type_hints(VERBS[verb])
+        hints = typing.get_type_hints(VERBS[verb].run)
         (kind,) = [kind for name, kind in hints.items() if name != "return"]
         self.schemas: tuple[type, ...] = typing.get_args(kind) or (kind,)
         """Kinds of configs that the verb accepts; the file of ``--config`` decides."""
@@ -179,7 +180,7 @@ class CommandLine:
     def read_config(self, path: str | None, overrides: dict[str, Override]) -> Any:
         """The config of a file and overrides by name."""
         stated = _stated_verb(path) if path else ""
-        if stated and stated != self.verb and self.verb in TRAININGS:
+        if stated and stated != self.verb and VERBS[self.verb].own_configs:
             raise UserError(
                 f"{path} is a config of {stated}: use `videomaskfeat {stated}`, another config, or correct "
                 "its line `# Command`"
@@ -253,7 +254,7 @@ class CommandLine:
         if name in self.names and not self.flagged:
             return f"; write {name}=VALUE"
         flags = [*self._flags(), "--help", "--keys", *([] if self.section else ["--config"])]
-        flags += ["--size"] if self.verb in SIZED else []
+        flags += ["--size"] if VERBS[self.verb].sized else []
         close = nearest(name, [flag.removeprefix("--") for flag in flags]).replace("'", "'--", 1)
         return f"{close}{self._see_help}"
 
@@ -306,7 +307,7 @@ class CommandLine:
                 metavar="YAML",
                 help="config file: keys that differ from the defaults",
             )
-        if self.verb in SIZED:
+        if VERBS[self.verb].sized:
             parser.add_argument(
                 "--size",
                 metavar="SIZE",
@@ -326,7 +327,7 @@ class CommandLine:
         width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
         for name, default, meaning in rows:
             print(f"{name:<{width}}  {default:<{default_width}}  {meaning}")
-        for title, names in ARGUMENTS[self.verb]().items() if self.verb in ARGUMENTS else ():
+        for title, names in VERBS[self.verb].arguments().items():
             print(f"\n{title}")
             print(textwrap.indent(textwrap.fill(", ".join(names) or "none", 100), "  "))
 
@@ -388,7 +389,7 @@ class _Collect(argparse.Action):
 
 def _help(verb: str) -> tuple[str, str]:
     """Summary and examples of a verb: the paragraphs of its docstring."""
-    summary, _, examples = inspect.cleandoc(VERBS[verb].__doc__ or "").partition("\n\n")
+    summary, _, examples = inspect.cleandoc(VERBS[verb].run.__doc__ or "").partition("\n\n")
     indent = "" if examples.startswith("  ") else "  "
     return summary.replace("\n", " "), f"examples:\n{textwrap.indent(examples, indent)}"
 

@@ -19,11 +19,12 @@ import torch
 import videomaskfeat
 from videomaskfeat.data.video import available_readers, open_video
 from videomaskfeat.engine.threads import choose_threads
-from videomaskfeat.machine import SPIN_COUNT, WAIT_POLICY, available_cores
+from videomaskfeat.machine import available_cores
 from videomaskfeat.models import create_model
 from videomaskfeat.models.kernels.choice import current_kernels
 from videomaskfeat.models.kernels.measure import choose_kernels
 from videomaskfeat.mp4 import write_mp4
+from videomaskfeat.openmp import SPIN_COUNT, WAIT_POLICY
 from videomaskfeat.provenance import describe_provenance
 
 PACKAGES = (

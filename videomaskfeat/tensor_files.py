@@ -1,4 +1,4 @@
-"""Files of tensors: torch's and safetensors, checked before their content is used.
+"""Reading of files of tensors: torch's and safetensors, checked before their content is used.
 
 Declared sizes are compared with the size of the file before memory is allocated, and code in a file is never
 run.
@@ -7,23 +7,21 @@ run.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
-from videomaskfeat.errors import RunFailed, UserError
-from videomaskfeat.io import is_file, is_folder, local_path, whole_path
+from videomaskfeat.errors import UserError
+from videomaskfeat.io import is_file, is_folder, local_path
 from videomaskfeat.texts import parse_json
 
 _LARGEST_HEADER = 32 * 2**20  # bytes of a safetensors header: about 250,000 tensors
@@ -143,21 +141,6 @@ def read_metadata(path: str) -> dict[str, str]:
             return opened.metadata() or {}
 
 
-def write_safetensors(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write tensors and metadata as a whole file (see `whole_path`); equal content makes equal bytes.
-
-    Raises:
-        RunFailed: the file cannot be written.
-        UserError: its folder does not exist.
-    """
-    try:
-        with whole_path(path) as temporary:
-            save_file(dict(state), temporary, dict(metadata))
-            _sort_header(temporary)
-    except (SafetensorError, OSError) as error:
-        raise RunFailed(f"{path}: the weights could not be written: {error}") from error
-
-
 def _read_start(path: str) -> bytes:
     try:
         with open(local_path(path), "rb") as file:
@@ -215,19 +198,3 @@ def _refusing_damage(path: str) -> Iterator[None]:
             raise PickledCode(path, match.group(1) if match else "") from error
         lines = str(error).strip().splitlines()
         raise DamagedFile(path, lines[0][:200] if lines else type(error).__name__) from error
-
-
-def _sort_header(path: Path) -> None:
-    """Sort the metadata in a safetensors header by key, in place.
-
-    safetensors writes it in the order of a hash table, which differs from process to process. The order does
-    not change the length, so the tensors stay in place.
-    """
-    with open(path, "r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header = {"__metadata__": dict(sorted(header.pop("__metadata__", {}).items())), **header}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-        assert len(text) <= length
-        file.seek(8)
-        file.write(text.ljust(length))

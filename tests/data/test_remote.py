@@ -7,6 +7,7 @@ import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,9 @@ from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.pack import pack
 
-needs_urllib3 = pytest.mark.skipif(
-    not remote.is_installed("urllib3"), reason="urllib3 is not installed (extra shards)"
-)
+needs_urllib3 = pytest.mark.skipif(not find_spec("urllib3"), reason="urllib3 is not installed (extra shards)")
 needs_s3 = pytest.mark.skipif(
-    not (remote.is_installed("s3fs") and remote.is_installed("moto")), reason="s3fs or moto is not installed"
+    not (find_spec("s3fs") and find_spec("moto")), reason="s3fs or moto is not installed"
 )
 
 

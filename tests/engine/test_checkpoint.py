@@ -21,10 +21,8 @@ from videomaskfeat.engine.checkpoint import (
     CheckpointFolder,
     DamagedCheckpointError,
     SaveFailed,
-    check_fingerprint,
-    load_checkpoint,
 )
-from videomaskfeat.engine.train_state import check_weights
+from videomaskfeat.engine.resume import check_fingerprint, check_weights, load_checkpoint
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import open_file
 

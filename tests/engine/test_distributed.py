@@ -17,7 +17,7 @@ from tests.engine.processes import end_of_survivor, exit_code, exit_codes_of_ran
 from tests.engine.toy import ToyLoader, TroubledLoader, assert_same_run, final_state, metrics, train_toy
 from videomaskfeat.engine import distributed, rank_watch
 from videomaskfeat.engine.distributed import StopRequested, StopSignals, stop_if_requested
-from videomaskfeat.engine.loop import TrainingStopped
+from videomaskfeat.engine.steps import TrainingStopped
 from videomaskfeat.errors import RunFailed, UserError
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import mse_loss
 
 from tests.engine.toy import ToyLoader, final_state, metrics, toy_model, train_toy
 from videomaskfeat.engine.contracts import LoopOptions
-from videomaskfeat.engine.loop import TrainingStopped
 from videomaskfeat.engine.optim import CosineRamp, WarmupCosine, adamw, parameter_groups
+from videomaskfeat.engine.steps import TrainingStopped
 from videomaskfeat.errors import RunFailed, UserError
 
 

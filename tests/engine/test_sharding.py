@@ -23,8 +23,8 @@ from videomaskfeat.engine.checkpoint import (
     CheckpointFolder,
     DamagedCheckpointError,
     SaveFailed,
-    load_checkpoint,
 )
+from videomaskfeat.engine.resume import load_checkpoint
 from videomaskfeat.engine.sharding import blocks_of, build_mesh, shard, whole
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model

@@ -35,7 +35,11 @@ class ToyBatch:
     failures: tuple[str, ...] = ()
 
     def to(self, device: torch.device) -> ToyBatch:
-        return ToyBatch(self.inputs.to(device), self.index, self.failures)
+        inputs = self.inputs.pin_memory() if device.type == "cuda" else self.inputs
+        return ToyBatch(inputs.to(device, non_blocking=True), self.index, self.failures)
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        self.inputs.record_stream(stream)
 
 
 class ToyLoader:

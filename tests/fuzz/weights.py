@@ -20,8 +20,8 @@ from tests.fuzz.mutations import LARGE, mutate_bytes, mutate_tree, nested, plain
 from tests.fuzz.victim import Case, verb
 from tests.jobs.action_set import write_detector
 from tests.jobs.weights_files import write_classifier, write_pretrained
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import create_tokenizer
-from videomaskfeat.models.weights import save_weights
 
 _TOKENIZERS = {
     "dvae": {"vocabulary": 16, "stride": 4, "width": 16, "blocks": 1, "code_width": 8},
@@ -38,7 +38,7 @@ def prepare(material: Path) -> None:
     write_detector(material / "detector.safetensors")
     for kind, arguments in _TOKENIZERS.items():
         torch.manual_seed(0)
-        save_weights(material / f"{kind}.safetensors", create_tokenizer(kind, **arguments))
+        save_model(create_tokenizer(kind, **arguments), material / f"{kind}.safetensors")
     write_video(material / "video.mp4", frames=10, width=48, height=32)
     (material / "boxes.csv").write_text("video,0,0.1,0.1,0.9,0.9,,0.9\n")
 

@@ -10,7 +10,7 @@ import torch
 
 from tests.data.ava_data import write_numbered
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe
 
@@ -116,5 +116,5 @@ def write_detector(path: Path, *, poses: tuple[int, ...] = (), **changes: Any) -
     torch.manual_seed(1)
     model = create_model("maskfeat_mvitv2_nano_detector", **ENCODER, classes=CLASSES, head_scale=20.0)
     recipe = DetectRecipe(CLIP, ACTIONS, CLASSES, poses=poses, short_side=32, **changes)
-    save_weights(path, model, metadata={DETECT_KEY: recipe.to_json()})
+    save_model(model, path, metadata={DETECT_KEY: recipe.to_json()})
     return path

@@ -16,6 +16,7 @@ import simplejson
 from videomaskfeat.cli import main
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.lists import ListChoice
 from videomaskfeat.jobs.check_data import check_data
 
 
@@ -39,7 +40,9 @@ def test_list_is_cleaned_in_its_own_format(damaged: Path) -> None:
 def test_json_list_is_cleaned_as_json(damaged: Path) -> None:
     source = damaged / "something-something-v2-train.json"
     clean = damaged / "clean.json"
-    check_data(str(source), prefix=str(damaged / "videos"), workers=0, clean_path=str(clean))
+    check_data(
+        str(source), lists=ListChoice(prefix=str(damaged / "videos")), workers=0, clean_path=str(clean)
+    )
     before, after = simplejson.loads(source.read_text()), simplejson.loads(clean.read_text())
     assert after == [before[2], before[3], *before[5:]]
 
@@ -47,7 +50,7 @@ def test_json_list_is_cleaned_as_json(damaged: Path) -> None:
 def test_kinetics_list_may_end_in_json(damaged: Path) -> None:
     source, clean = damaged / "train.json", damaged / "clean.json"
     shutil.copy(damaged / "train.csv", source)
-    check_data(str(source), format="kinetics", workers=0, clean_path=str(clean))
+    check_data(str(source), lists=ListChoice("kinetics"), workers=0, clean_path=str(clean))
     assert len(load_records(clean, format="kinetics")) == 13
 
 

@@ -36,7 +36,8 @@ from videomaskfeat.jobs.detect import (
 from videomaskfeat.losses.labels import binary_cross_entropy, pose_cross_entropy
 from videomaskfeat.metrics.ava_map import evaluate_files
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.stored_recipe import read_detect_recipe
@@ -466,7 +467,7 @@ def test_step_is_the_loss_of_normalized_clips() -> None:
 def test_pretrained_encoder_is_where_it_starts(config_of: Any, tmp_path: Path) -> None:
     path = tmp_path / "pretrained.safetensors"
     torch.manual_seed(5)
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **ENCODER))
+    save_model(create_model("maskfeat_mvitv2_nano", **ENCODER), path)
     model, report = build_detector(config_of(f"model.weights={path}"), CLASSES)
     assert report is not None
     assert set(report.new) == {"norm.weight", "norm.bias", "head.projection.weight", "head.projection.bias"}
@@ -480,7 +481,7 @@ def test_classifier_gives_all_but_its_last_layer_even_of_as_many_classes(
 ) -> None:
     path = tmp_path / "classifier.safetensors"
     torch.manual_seed(5)
-    save_weights(path, create_model("maskfeat_mvitv2_nano_classifier", **ENCODER, classes=CLASSES))
+    save_model(create_model("maskfeat_mvitv2_nano_classifier", **ENCODER, classes=CLASSES), path)
     model, report = build_detector(config_of(f"model.weights={path}"), CLASSES)
     assert report is not None
     assert set(report.new) == {"head.projection.weight", "head.projection.bias"}

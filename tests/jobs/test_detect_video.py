@@ -24,7 +24,7 @@ from videomaskfeat.inference.person_boxes import read_boxes
 from videomaskfeat.inference.persons import KeyFrameActions, VideoActions, find_actions
 from videomaskfeat.jobs.detect_video import Detected, Timeline, detect_videos, write_film, write_rows
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas.detect_video import DetectFiles, DetectVideoConfig
 from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe
@@ -46,7 +46,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "maskfeat_mvitv2_nano_detector", depth=2, width=8, clip_size=(4, 32, 32), classes=4, head_scale=30.0
     )
     path = tmp_path_factory.mktemp("weights") / "best.safetensors"
-    save_weights(path, model, metadata={DETECT_KEY: RECIPE.to_json()})
+    save_model(model, path, metadata={DETECT_KEY: RECIPE.to_json()})
     return path
 
 

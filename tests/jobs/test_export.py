@@ -30,7 +30,8 @@ from videomaskfeat.jobs import export as task
 from videomaskfeat.jobs.export import export
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import load_into, load_model
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.stored_recipe import (
     CLASSIFY_KEY,
@@ -65,7 +66,7 @@ def write(path: Path, name: str, recipe: ClassifyRecipe | PretrainRecipe | None,
     if recipe is not None:
         key = CLASSIFY_KEY if isinstance(recipe, ClassifyRecipe) else METADATA_KEY
         texts = {key: recipe.to_json()}
-    save_weights(path, model, metadata=texts)
+    save_model(model, path, metadata=texts)
     return path
 
 
@@ -73,7 +74,7 @@ def write_detector(folder: Path, **arguments: Any) -> tuple[Path, nn.Module]:
     """A weights file of a nano detector, and the model."""
     torch.manual_seed(0)
     model = create_model("maskfeat_mvitv2_nano_detector", classes=3, **arguments, **SMALL).eval()
-    save_weights(folder / "best.safetensors", model, metadata={DETECT_KEY: DETECT.to_json()})
+    save_model(model, folder / "best.safetensors", metadata={DETECT_KEY: DETECT.to_json()})
     return folder / "best.safetensors", model
 
 
@@ -422,9 +423,9 @@ def test_weights_that_were_written_wrong_are_not_kept(
         state = task.slowfast_state
         monkeypatch.setattr(task, "slowfast_state", lambda model: state(spoil(load_model(small))))
     else:
-        save = task.save_weights
+        save = task.save_model
         monkeypatch.setattr(
-            task, "save_weights", lambda path, model, **texts: save(path, spoil(load_model(small)), **texts)
+            task, "save_model", lambda path, model, **texts: save(path, spoil(load_model(small)), **texts)
         )
     with pytest.raises(RunFailed, match=r"its logits differ .* \(--tolerance\)"):
         export(small, tmp_path / f"a.{format}")
@@ -438,7 +439,7 @@ def test_model_without_finite_output_is_not_exported(tmp_path: Path) -> None:
     # Finite weights whose products are not.
     nn.init.constant_(model.get_parameter("head.projection.weight"), 3e38)
     recipe = ClassifyRecipe(SMALL_CLIP)
-    save_weights(tmp_path / "a.safetensors", model, metadata={CLASSIFY_KEY: recipe.to_json()})
+    save_model(model, tmp_path / "a.safetensors", metadata={CLASSIFY_KEY: recipe.to_json()})
     with pytest.raises(RunFailed, match=r"the model's logits of random clips are not finite; .* damaged"):
         export(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
     assert not (tmp_path / "b.safetensors").exists()

@@ -32,7 +32,8 @@ from videomaskfeat.losses.labels import soft_cross_entropy
 from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.loading import load_model
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.schemas.finetune import FinetuneConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe, read_classify_recipe
@@ -81,7 +82,7 @@ def pretrained(tmp_path: Path) -> Path:
     torch.manual_seed(7)
     path = tmp_path / "pretrained.safetensors"
     recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32)).to_json()
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **ENCODER), metadata={METADATA_KEY: recipe})
+    save_model(create_model("maskfeat_mvitv2_nano", **ENCODER), path, metadata={METADATA_KEY: recipe})
     return path
 
 
@@ -197,7 +198,7 @@ def test_step_loss_is_soft_cross_entropy_of_mixed_clips() -> None:
 
 def test_best_weights_are_those_of_the_highest_accuracy(tmp_path: Path) -> None:
     model = create_model("maskfeat_mvitv2_nano_classifier", classes=5, **ENCODER)
-    best = BestWeights(tmp_path / "best.safetensors", lambda path: save_weights(path, model))
+    best = BestWeights(tmp_path / "best.safetensors", lambda path: save_model(model, path))
     for number, top1 in enumerate((10.0, 30.0, 30.0, 20.0)):
         nn.init.constant_(model.head.projection.bias, float(number))
         best.offer(top1)
@@ -248,7 +249,7 @@ def test_weights_of_another_model_are_refused_with_its_likely_name(
     finetune: Finetune, tmp_path: Path
 ) -> None:
     path = tmp_path / "other.safetensors"
-    save_weights(path, create_model("maskfeat_mvitv2_nano"))
+    save_model(create_model("maskfeat_mvitv2_nano"), path)
     assert_refused(finetune(f"model.weights={path}"), "other.safetensors", "maskfeat_mvitv2_nano")
 
 

@@ -20,7 +20,7 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_classifier
 from videomaskfeat.inference.features import read_features
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, read_classify_recipe, read_recipe
 
@@ -255,7 +255,7 @@ def _classifier(path: Path, *, names: tuple[str, ...] = (), frames: int = 1) -> 
     recipe = ClassifyRecipe(
         ClipRecipe(frames=frames, stride=1, crop=32), views=1, crops=1, short_side=32, class_names=names
     )
-    save_weights(path, model, metadata={CLASSIFY_KEY: recipe.to_json()})
+    save_model(model, path, metadata={CLASSIFY_KEY: recipe.to_json()})
     return path
 
 

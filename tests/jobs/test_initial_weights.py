@@ -17,7 +17,7 @@ from videomaskfeat.interop import load_slowfast
 from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.methods.teaching import TeacherMethod
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas.pretrain import PretrainConfig
 
@@ -33,7 +33,7 @@ def saved(tmp_path: Path) -> Path:
     """Weights of a MaskFeat model that predicts HOG."""
     torch.manual_seed(7)
     path = tmp_path / "saved.safetensors"
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **ENCODER), metadata=RECIPE)
+    save_model(create_model("maskfeat_mvitv2_nano", **ENCODER), path, metadata=RECIPE)
     return path
 
 
@@ -152,7 +152,7 @@ def test_learned_positions_are_refused_by_a_model_with_fixed_ones(sample: Path, 
     sizes: dict[str, Any] = {"depth": 2, "decoder_depth": 1, "clip_size": (4, 32, 32)}
     path = tmp_path / "mae.safetensors"
     model = create_model("mae_vit_nano", values_per_token=192, absolute_positions="joint", **sizes)
-    save_weights(path, model, metadata=RECIPE)
+    save_model(model, path, metadata=RECIPE)
     mae = ["model.name=mae_vit_nano", "model.arguments={depth: 2, decoder_depth: 1}", "mask.cell=[2,8,8]"]
     mae += ["target=pixels", "target.arguments.output_stride=[2,8,8]", f"model.weights={path}"]
     with pytest.raises(UserError, match=r"learned positions \(pos_embed\).*model.initialization=slowfast"):

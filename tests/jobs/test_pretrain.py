@@ -463,12 +463,20 @@ def test_constant_targets_have_no_percentage(constant: float) -> None:
     assert "%" not in text
 
 
+def test_cuda_graphs_on_a_cpu_are_refused(pretrain: Pretrain) -> None:
+    graphs = ["run.compile=true", "run.compile_mode=reduce-overhead"]
+    assert_refused(pretrain("run.device=cpu", *graphs), "records CUDA graphs", "run.device is cpu")
+    refused = pretrain("run.device=cpu", *graphs, "method.name=byol", "model.name=maskfeat_mvitv2_nano")
+    assert_refused(refused, "method.name=byol has been used without CUDA graphs only")
+
+
 @pytest.mark.cuda
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_run_on_a_gpu_is_compiled_and_leaves_what_a_run_on_the_cpu_does(
-    pretrain: Pretrain, sample: Path, tmp_path: Path
+    pretrain: Pretrain, sample: Path, tmp_path: Path, mode: str
 ) -> None:
-    more = ["run.compile=true", "optim.ema_decay=0.5", "run.evaluate_epochs=1", "data.workers=1"]
-    more += ["run.pictures=1"]
+    more = ["run.compile=true", f"run.compile_mode={mode}", "run.pictures=1"]
+    more += ["optim.ema_decay=0.5", "run.evaluate_epochs=1", "data.workers=1"]
     code, text = pretrain("run.device=cuda", f"data.validation={sample / 'val.csv'}", *more)
     assert code == 0, text
     run = tmp_path / "run"

@@ -19,8 +19,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import load_model
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import create_tokenizer
-from videomaskfeat.models.weights import save_weights
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe, normalize
 from videomaskfeat.schemas.pretrain import PretrainConfig
@@ -38,9 +38,7 @@ def _teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
     torch.manual_seed(7)
     recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32, mean=0.4, std=0.2))
-    save_weights(
-        path, create_model("maskfeat_mvitv2_nano", **NANO), metadata={METADATA_KEY: recipe.to_json()}
-    )
+    save_model(create_model("maskfeat_mvitv2_nano", **NANO), path, metadata={METADATA_KEY: recipe.to_json()})
     return path
 
 
@@ -84,7 +82,7 @@ def test_making_the_target_keeps_nothing_for_a_backward(name: str, teacher: Path
     """Not a tensor is saved, where the student's forward on the same clips saves many."""
     torch.manual_seed(0)
     tokenizer = tmp_path / "tokenizer.safetensors"
-    save_weights(tokenizer, create_tokenizer("dvae", vocabulary=8, width=8, stride=16))
+    save_model(create_tokenizer("dvae", vocabulary=8, width=8, stride=16), tokenizer)
     arguments = {
         "hog": "{}",
         "features": f"{{teacher: {teacher}}}",
@@ -133,7 +131,7 @@ def test_features_are_learned_resumed_bit_for_bit_and_never_saved(
     assert [row["loss"] for row in rows(resumed)] == [row["loss"] for row in rows(whole)]
 
     torch.manual_seed(8)
-    save_weights(teacher, create_model("maskfeat_mvitv2_nano", **NANO))
+    save_model(create_model("maskfeat_mvitv2_nano", **NANO), teacher)
     assert_other = pretrain(*overrides, f"run.folder={resumed}")
     assert assert_other[0] == 2
     assert f"the content of {teacher} is" in assert_other[1]
@@ -200,7 +198,7 @@ def test_sample_config_starts(name: str, sample: Path, tmp_path: Path) -> None:
     ]
     if "features" in name:
         path = tmp_path / "nano.safetensors"
-        save_weights(path, create_model("maskfeat_mvitv2_nano"))
+        save_model(create_model("maskfeat_mvitv2_nano"), path)
         inside = "parts.features.arguments." if name == "hog_features" else ""
         overrides.append(f"target.arguments.{inside}teacher={path}")
     assert main(["pretrain", "--config", f"configs/pretrain/sample_{name}.yaml", *overrides]) == 0
@@ -296,7 +294,7 @@ def write_tokenizer(path: Path, kind: str, *, vocabulary: int = 12, seed: int = 
     tokenizer = create_tokenizer(kind, vocabulary=vocabulary, stride=8, width=16, blocks=1, code_width=4)
     for parameter in tokenizer.parameters():
         parameter.data.normal_(std=0.5)
-    save_weights(path, tokenizer)
+    save_model(tokenizer, path)
     return path
 
 

@@ -34,6 +34,7 @@ from videomaskfeat.jobs.tokenizer import (
 )
 from videomaskfeat.models import create_model
 from videomaskfeat.models.published_vit import MEAN
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import (
     Codebook,
     CodeStatistics,
@@ -42,7 +43,6 @@ from videomaskfeat.models.tokenizers import (
     create_tokenizer,
     load_tokenizer,
 )
-from videomaskfeat.models.weights import save_weights
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas.tokenizer import TokenizerConfig
 
@@ -166,7 +166,7 @@ def test_perceptual_loss_takes_a_frozen_encoder_of_ours(train: Train, tmp_path: 
     weights = tmp_path / "encoder.safetensors"
     encoder = create_model("maskfeat_mvitv2_nano", depth=2, width=8, widen_at=(1,), clip_size=(4, 32, 32))
     recipe = PretrainRecipe(ClipRecipe(frames=4, stride=2, crop=32))
-    save_weights(weights, encoder, metadata={METADATA_KEY: recipe.to_json()})
+    save_model(encoder, weights, metadata={METADATA_KEY: recipe.to_json()})
     before = weights.read_bytes()
     perceptual = [f"perceptual.weights={weights}", "perceptual.depths=[1,2]", "optim.epochs=1"]
     code, text = train("vq", *perceptual)

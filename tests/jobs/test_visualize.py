@@ -20,7 +20,7 @@ from videomaskfeat.inference import drawing
 from videomaskfeat.inference.drawing import draw_videos
 from videomaskfeat.jobs.visualize import visualize
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.mp4 import write_mp4
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, MaskRecipe, PretrainRecipe
 from videomaskfeat.targets.hog import HogTarget
@@ -78,7 +78,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "weights.safetensors"
     torch.manual_seed(0)
     model = create_model("maskfeat_mvitv2_nano", clip_size=(4, 32, 32), values_per_token=108)
-    save_weights(path, model, metadata={METADATA_KEY: RECIPE.to_json()})
+    save_model(model, path, metadata={METADATA_KEY: RECIPE.to_json()})
     return path
 
 

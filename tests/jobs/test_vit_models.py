@@ -26,7 +26,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.cost import multiply_adds
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.mae import MAE
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import MaskRecipe, PretrainRecipe
 from videomaskfeat.schemas.finetune import FinetuneConfig
 from videomaskfeat.schemas.pretrain import PretrainConfig
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_said_before_training(config: PretrainConfig, words: s
 @pytest.mark.parametrize(("name", "inflated"), [("mae_vit_nano", False), ("maskfeat_vit_nano_image", True)])
 def test_fine_tuning_starts_from_pretraining(tmp_path: Path, name: str, inflated: bool) -> None:
     clip = (1, 64, 64) if inflated else (8, 64, 64)
-    save_weights(tmp_path / "pretrained.safetensors", create_model(name, clip_size=clip))
+    save_model(create_model(name, clip_size=clip), tmp_path / "pretrained.safetensors")
     overrides = ["data.train=x.csv", "run.folder=x", "clip.frames=8", "clip.crop=64", "model.name=vit_nano"]
     overrides += [f"model.weights={tmp_path / 'pretrained.safetensors'}", "model.inflate=centered"]
     (tmp_path / "config.yaml").write_text("{}")

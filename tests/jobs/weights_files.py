@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe
 
@@ -21,7 +21,7 @@ def write_classifier(path: Path, recipe: ClassifyRecipe = RECIPE) -> Path:
     """A classifier of 7 classes whose logits differ by units, so that no probability is near another."""
     torch.manual_seed(1)
     model = create_model("maskfeat_mvitv2_nano_classifier", **_SMALL, classes=7, head_scale=40.0)
-    save_weights(path, model, metadata={CLASSIFY_KEY: recipe.to_json()})
+    save_model(model, path, metadata={CLASSIFY_KEY: recipe.to_json()})
     return path
 
 
@@ -29,5 +29,5 @@ def write_pretrained(path: Path, *, seed: int = 2) -> Path:
     """An encoder as a pre-training run leaves it."""
     torch.manual_seed(seed)
     model = create_model("maskfeat_mvitv2_nano", **_SMALL, values_per_token=108)
-    save_weights(path, model, metadata={METADATA_KEY: PretrainRecipe(CLIP).to_json()})
+    save_model(model, path, metadata={METADATA_KEY: PretrainRecipe(CLIP).to_json()})
     return path

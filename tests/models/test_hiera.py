@@ -23,7 +23,7 @@ from videomaskfeat.models.loading import (
     load_model,
     load_student,
 )
-from videomaskfeat.models.weights import save_model
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.schemas.pretrain import PretrainConfig
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget

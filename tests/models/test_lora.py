@@ -20,7 +20,8 @@ from tests.jobs.weights_files import write_pretrained
 from videomaskfeat.cli import main
 from videomaskfeat.errors import UserError
 from videomaskfeat.models.lora import add_lora, merge_lora
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.recipe import METADATA_KEY, PretrainRecipe
 
 MVIT = {"depth": 2, "width": 16, "widen_at": (1,), "clip_size": (4, 32, 32)}
@@ -194,7 +195,7 @@ def test_detector_with_adapters_resumes_and_is_scored_without_them(
     torch.manual_seed(0)
     encoder = videomaskfeat.create_model("maskfeat_mvitv2_nano", **ENCODER)
     pretrained, run = tmp_path / "pretrained.safetensors", tmp_path / "run"
-    save_weights(pretrained, encoder, metadata={METADATA_KEY: PretrainRecipe(CLIP).to_json()})
+    save_model(encoder, pretrained, metadata={METADATA_KEY: PretrainRecipe(CLIP).to_json()})
     command = [
         *("detect-train", *actions.overrides(run), f"model.weights={pretrained}", "run.loggers=[]"),
         "optim.warmup_epochs=0",

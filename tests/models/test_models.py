@@ -14,7 +14,7 @@ from videomaskfeat.models import create_model
 from videomaskfeat.models.heads import HEADS
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.maskfeat import MaskedModel
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.zoo import MODELS, encoder_of
 
 MVIT: dict[str, Any] = {
@@ -77,7 +77,7 @@ def inputs_of(case: str, batch: int = 2) -> tuple[Tensor, ...]:
 @ALL
 def test_saved_model_comes_back_without_a_config(case: str, tmp_path: Path) -> None:
     model, inputs = build(case).eval(), inputs_of(case)
-    save_weights(tmp_path / "model.safetensors", model)
+    save_model(model, tmp_path / "model.safetensors")
     loaded = load_model(tmp_path / "model.safetensors")
     assert torch.equal(loaded(*inputs), model(*inputs))
     assert loaded.created_as == model.created_as

@@ -16,7 +16,7 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.loading import load_into, load_weights
 from videomaskfeat.models.positions import fixed_positions, joint_positions, separable_positions
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 
 SMALL: dict[str, Any] = {"depth": 2, "width": 16, "heads": 2, "linear_std": 0.1}
 IMAGE: dict[str, Any] = {**SMALL, "clip_size": (1, 16, 16), "cube_stride": (1, 8, 8)}
@@ -222,7 +222,7 @@ def test_fine_tuning_learns_the_positions_that_pre_training_fixes(
 ) -> None:
     size = {**VIDEO, "absolute_positions": kind}
     pretrained = create_model("maskfeat_vit_nano", **size)
-    save_weights(tmp_path / "weights.safetensors", pretrained)
+    save_model(pretrained, tmp_path / "weights.safetensors")
     classifier = create_model("vit_nano", **{**VIDEO, "absolute_positions": absolute}, classes=3).eval()
     report = load_weights(classifier, tmp_path / "weights.safetensors", **HEADS)
     assert not [name for name in report.new if name.startswith("pos_embed")]
@@ -242,7 +242,7 @@ def test_positions_of_videomae_equal_every_number() -> None:
 
 def test_fixed_positions_of_pictures_are_inflated(tmp_path: Path) -> None:
     image = create_model("mae_vit_nano_image", **IMAGE, absolute_positions="sincos_2d")
-    save_weights(tmp_path / "weights.safetensors", image)
+    save_model(image, tmp_path / "weights.safetensors")
     video = create_model("vit_nano", **VIDEO, classes=3)
     report = load_weights(
         video, tmp_path / "weights.safetensors", allow_missing=["head.*"], allow_unused=["*"]

@@ -13,6 +13,7 @@ from torch import Tensor
 from tests.reference import codebook as reference
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import (
     Codebook,
     DiscreteVAE,
@@ -24,7 +25,6 @@ from videomaskfeat.models.tokenizers import (
     nearest_codes,
     straight_through,
 )
-from videomaskfeat.models.weights import save_weights
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
 
@@ -205,7 +205,7 @@ def test_tokens_decode_to_the_reconstruction() -> None:
 @pytest.mark.parametrize("kind", ["dvae", "vq"])
 def test_loaded_tokenizer_equals_the_saved_one(kind: str, tmp_path: Path) -> None:
     tokenizer = create_tokenizer(kind, **TINY, mean=[0.5, 0.4, 0.3], std=0.25)
-    save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
+    save_model(tokenizer, tmp_path / "tokenizer.safetensors")
     before = torch.get_rng_state()
     loaded = load_tokenizer(tmp_path / "tokenizer.safetensors", kind=kind)
     assert torch.equal(torch.get_rng_state(), before)
@@ -220,10 +220,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     with pytest.raises(UserError, match=r"x\.safetensors: no such file"):
         load_tokenizer(path)
-    save_weights(path, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
+    save_model(create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()), path)
     with pytest.raises(UserError, match="contains the model 'mvitv2_encoder', but a tokenizer is needed"):
         load_tokenizer(path)
-    save_weights(path, create_tokenizer("vq", **TINY))
+    save_model(create_tokenizer("vq", **TINY), path)
     with pytest.raises(UserError, match="contains a tokenizer of kind 'vq', but kind 'dvae' is needed"):
         load_tokenizer(path, kind="dvae")
     path.write_bytes(path.read_bytes()[:100])

@@ -19,7 +19,8 @@ from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.loading import load_into, load_model, load_weights
 from videomaskfeat.models.maskfeat import MaskFeat
 from videomaskfeat.models.positions import resize_table
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 
 SMALL: dict[str, Any] = {**MVIT, "depth": 2, "widen_at": (1,), "q_pool_at": (1,)}
 
@@ -32,13 +33,13 @@ def small(**changes: object) -> MaskFeat:
 
 def test_file_mode_follows_the_umask(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
-    save_weights(tmp_path / "model.safetensors", small())
+    save_model(small(), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_model_of_unknown_arguments_is_not_saved(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot save a Linear that create_model did not create"):
-        save_weights(tmp_path / "x.safetensors", nn.Linear(1, 1))
+        save_model(nn.Linear(1, 1), tmp_path / "x.safetensors")
 
 
 def test_relative_tables_of_another_clip_size_are_interpolated() -> None:

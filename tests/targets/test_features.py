@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.targets.features import EncoderTeacher, FeatureTarget, load_teacher
 from videomaskfeat.targets.target import CosineTally
 
@@ -27,7 +27,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Pre-training weights with drop path: stride 2x8x8, 2x16x16 from block 2; widths 16, then 32."""
     path = tmp_path_factory.mktemp("teacher") / "weights.safetensors"
     torch.manual_seed(0)
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **SMALL, drop_path=0.5))
+    save_model(create_model("maskfeat_mvitv2_nano", **SMALL, drop_path=0.5), path)
     return str(path)
 
 
@@ -38,7 +38,7 @@ def image_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
     torch.manual_seed(1)
     frames: dict[str, Any] = {"cube_kernel": (1, 8, 8), "cube_stride": (1, 8, 8), "cube_padding": (0, 0, 0)}
     arguments = {**SMALL, **frames, "clip_size": (1, 32, 32), "pool_kernel": (1, 3, 3)}
-    save_weights(path, create_model("maskfeat_mvitv2_nano", **arguments))
+    save_model(create_model("maskfeat_mvitv2_nano", **arguments), path)
     return str(path)
 
 
@@ -296,7 +296,7 @@ def test_grid_remedy_lists_the_grids_of_blocks(teacher: str) -> None:
 def test_grid_remedy_for_one_grid_is_another_teacher(tmp_path: Path) -> None:
     path = tmp_path / "vit.safetensors"
     sizes: dict[str, Any] = {"clip_size": (4, 32, 32), "depth": 2, "width": 8, "heads": 2}
-    save_weights(path, create_model("maskfeat_vit_nano", **sizes))
+    save_model(create_model("maskfeat_vit_nano", **sizes), path)
     loaded = load_teacher(str(path), depth=1)
     assert loaded(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 2, 4, 4, 8)
     words = "use another teacher (its features have a stride of 2x8x8 frames, rows and columns)"

@@ -15,8 +15,8 @@ from torch import Tensor
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.published_dvae import PublishedEncoder
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import create_tokenizer
-from videomaskfeat.models.weights import save_weights
 from videomaskfeat.targets.tokens import CodebookTarget, DvaeTarget, TokenTarget
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 8, "width": 16, "blocks": 1, "code_width": 6}
@@ -30,7 +30,7 @@ def save_tokenizer(folder: Path, name: str) -> str:
     tokenizer = create_tokenizer(name, **TINY)
     for parameter in tokenizer.parameters():
         parameter.data.normal_(std=0.5)
-    save_weights(path, tokenizer)
+    save_model(tokenizer, path)
     return path
 
 
@@ -155,7 +155,7 @@ def test_mismatches_are_refused_with_both_numbers(dvae: str, codebook: str) -> N
 
 def test_wrong_files_are_refused(dvae: str, codebook: str, tmp_path: Path) -> None:
     encoder = tmp_path / "encoder.safetensors"
-    save_weights(encoder, create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()))
+    save_model(create_model("mvitv2_encoder", depth=1, width=8, widen_at=(), q_pool_at=()), encoder)
     build: Callable[..., TokenTarget]
     for build, weights, words in (
         (DvaeTarget, tmp_path / "gone.safetensors", r"gone\.safetensors: no such file"),

@@ -49,6 +49,15 @@ class _Movable:
         """Copy into page-locked memory."""
         return self._moved(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of all tensors on the device until the stream's present work ends, as torch's."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._moved(record)
+
     def _moved(self: MovedT, move: Callable[[Tensor], Tensor]) -> MovedT:
         def move_value(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -65,12 +74,14 @@ class PretrainBatch(_Movable):
 
     clips: uint8 [B, T, H, W, C].
     mask: bool [B, t', h', w'], True = hidden.
+    hidden_cells: number of hidden cells of each mask; None if it differs or is unknown.
     """
 
     clips: Tensor
     mask: Tensor
     index: Tensor
     failures: tuple[Failure, ...] = ()
+    hidden_cells: int | None = None
     device_fields = ("clips", "mask")
 
 
@@ -166,6 +177,13 @@ class KeyFrameBatch(_Movable):
     rows: Tensor
     failures: tuple[Failure, ...] = ()
     device_fields = ("views",)
+
+
+def count_hidden(masks: np.ndarray) -> int | None:
+    """The number of hidden cells of each mask, bool [B, t, h, w]; None if it differs, or is 0 or all."""
+    counts = masks.reshape(len(masks), -1).sum(axis=1)
+    count = int(counts[0])
+    return count if 0 < count < masks[0].size and (counts == count).all() else None
 
 
 class SharedClips:

@@ -15,6 +15,7 @@ from videomaskfeat.data.batches import (
     Failure,
     PretrainBatch,
     SharedClips,
+    count_hidden,
     join_clips,
 )
 from videomaskfeat.data.reader import VideoReader, VideoReadError
@@ -280,7 +281,7 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
 
     def _batch(self, samples: Sequence[PretrainSample], **common: Any) -> PretrainBatch:
         masks = np.concatenate([sample.masks for sample in samples])
-        return PretrainBatch(mask=torch.from_numpy(masks), **common)
+        return PretrainBatch(mask=torch.from_numpy(masks), hidden_cells=count_hidden(masks), **common)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PretrainSample:
         height, width = frames[0].shape[1:3]

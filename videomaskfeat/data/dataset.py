@@ -122,7 +122,7 @@ class VideoDataset(_ClipDataset):
     Attributes:
         records: path and label of each video.
         class_names: class names by label; empty if unknown.
-        recipe: for :func:`~videomaskfeat.models.weights.save_model`, so that ``load_classifier`` and
+        recipe: for :func:`~videomaskfeat.models.saving.save_model`, so that ``load_classifier`` and
             ``load_encoder`` cut clips as this dataset does.
 
     Raises:
@@ -219,7 +219,7 @@ class ActionDataset(_ClipDataset):
     Attributes:
         actions: names of actions by id.
         classes: number of actions, L.
-        recipe: for :func:`~videomaskfeat.models.weights.save_model`, so that ``load_detector`` reads it.
+        recipe: for :func:`~videomaskfeat.models.saving.save_model`, so that ``load_detector`` reads it.
 
     Raises:
         UserError: an argument or a file is wrong, or a video is missing.

@@ -170,11 +170,6 @@ def _file_system(url: str) -> Any:
     return _import("fsspec").filesystem(scheme)
 
 
-def is_installed(name: str) -> bool:
-    """Whether a package can be imported."""
-    return importlib.util.find_spec(name) is not None
-
-
 def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)

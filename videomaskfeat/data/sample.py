@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -109,7 +110,8 @@ def write_sample_data(
     _check(videos=videos, frames=frames, size=size, fps=fps, ava_videos=ava_videos, ava_seconds=ava_seconds)
     if factors and factors < _LEAST_FACTORS:
         raise UserError(f"factors={factors}: use at least {_LEAST_FACTORS} videos, or 0 for none")
-    root, shared = Path(directory), {"size": size, "seed": seed}
+    root = Path(directory)
+    shared: dict[str, Any] = {"size": size, "seed": seed}
     if images:
         make_image_folders(root / "images", images)
     make_folder(root / "videos")
@@ -119,20 +121,13 @@ def write_sample_data(
     splits = _splits(factors) if factors else {}
     if factors:
         make_folder(root / "factors" / "videos")
+    clip = {**shared, "frames": frames, "fps": fps}
     jobs: list[_Job] = [
-        *(partial(_write_clip, root, n, frames=frames, fps=fps, **shared) for n in range(videos)),
+        *(partial(_write_clip, root, n, **clip) for n in range(videos)),
         *(partial(_write_actors, root, n, seconds=ava_seconds, fps=fps, **shared) for n in range(ava_videos)),
         *(partial(write_image, root / "images", n, images=images, **shared) for n in range(images)),
         *(
-            partial(
-                write_factor_video,
-                root / "factors",
-                n,
-                held_out=split != "train",
-                frames=frames,
-                fps=fps,
-                **shared,
-            )
+            partial(write_factor_video, root / "factors", n, held_out=split != "train", **clip)
             for split, numbers in splits.items()
             for n in numbers
         ),

@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running code, complete enough to resume a run."""
+"""Checkpoints: written whole or not at all, complete enough to resume a run; resume.py reads them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from videomaskfeat.io import (
     remove_temporary_files,
     whole_file,
 )
-from videomaskfeat.tensor_files import DamagedFile, PickledCode, read_torch_file
-from videomaskfeat.texts import show_text
 
 if TYPE_CHECKING:
     from videomaskfeat.engine.sharded_checkpoint import BackgroundSave
@@ -37,9 +35,6 @@ _NAME = re.compile(r"step_(\d{8,})(?:\.pt)?")
 _DAMAGED = ".damaged"
 LENGTH_KEY = "optim.epochs"
 """Config key of the length of a run, which may grow."""
-MAX_NAMES = 4
-"""Maximum number of names in a message before "and N more"."""
-_MAX_CHARACTERS = 200  # of a value in a message
 
 
 class SaveFailed(RunFailed):
@@ -166,18 +161,22 @@ class CheckpointFolder:
 
         Args:
             accept: receives content and path; raises DamagedCheckpointError if the run cannot resume from it.
-            example: see :func:`load_checkpoint`.
+            example: see :func:`~videomaskfeat.engine.resume.load_checkpoint`.
 
         Raises:
             UserError: all checkpoints are damaged.
         """
         steps = distributed.run_on_main(self._clean)
+        if not steps:
+            return None
+        from videomaskfeat.engine.resume import read_own
+
         damaged: list[DamagedCheckpointError] = []
         for step in reversed(steps):
             path, content = self.path(step), {}
             error: Exception | None = None
             try:
-                content = _read_own(path, example)
+                content = read_own(path, example)
                 if accept is not None:
                     accept(content, str(path))
             except (UserError, RunFailed) as caught:  # raised on all ranks below
@@ -244,86 +243,6 @@ def _save_failed(path: Path, cause: OSError) -> SaveFailed:
         f"{path}: the checkpoint could not be written: {cause.strerror or cause}; earlier checkpoints"
         " are whole; free space and start the same command again to resume"
     )
-
-
-def load_checkpoint(path: str | os.PathLike[str], example: Example | None = None) -> dict[str, Any]:
-    """Read a checkpoint to the CPU as plain data; verifies its check sums and runs no code in it.
-
-    Args:
-        path: file or folder of a checkpoint.
-        example: decides which parts of the tensors of a folder this rank reads; None: whole tensors.
-
-    Raises:
-        DamagedCheckpointError: the file is cut, altered, no checkpoint, or contains pickled code.
-        UserError: there is no such file.
-    """
-    text = os.fspath(path)
-    try:
-        if is_folder(text):
-            from videomaskfeat.engine.sharded_checkpoint import read_sharded
-
-            content: Any = read_sharded(Path(text), example or (lambda path, shape: None))
-        else:
-            content = read_torch_file(text)
-    except PickledCode as error:
-        name = f" ({error.name})" if error.name else ""  # a changed byte may make another name of it
-        raise DamagedCheckpointError(
-            f"{text} contains pickled code{name}, which is never executed here; resume only from checkpoints"
-            " that this program wrote, and bring weights as .safetensors"
-        ) from error
-    except DamagedFile as error:
-        raise DamagedCheckpointError(f"{text}: the checkpoint is damaged ({error.reason})") from error
-    if not isinstance(content, dict):
-        raise DamagedCheckpointError(
-            f"{text} is not a checkpoint of a run (it contains a {type(content).__name__})"
-        )
-    return content
-
-
-def _read_own(path: Path, example: Example | None) -> dict[str, Any]:
-    """A checkpoint of the run's own folder, where anything but a regular file or a folder is damage."""
-    if not (path.is_file() or (path.is_dir() and not path.suffix)):
-        raise DamagedCheckpointError(f"{path}: the checkpoint is damaged (not a regular file)")
-    return load_checkpoint(path, example)
-
-
-def check_fingerprint(
-    saved: Mapping[str, Any], current: Mapping[str, Any], where: str | os.PathLike[str]
-) -> None:
-    """Refuse to resume a run under another config.
-
-    Args:
-        saved: flat config keys in the checkpoint.
-        current: flat config keys of this run, without those that may change, such as the number of workers.
-        where: path for the message.
-
-    Raises:
-        UserError: names the first keys that differ, with both values.
-    """
-    keys = [key for key in sorted(saved.keys() | current.keys()) if saved.get(key) != current.get(key)]
-    if keys:
-        shown = [
-            f"{key} is {show_text(repr(saved.get(key)), _MAX_CHARACTERS)} there and "
-            f"{show_text(repr(current.get(key)), _MAX_CHARACTERS)} here"
-            for key in keys[:MAX_NAMES]
-        ]
-        extend = keys == [LENGTH_KEY] and is_longer(current, saved)
-        raise UserError(
-            f"{where} belongs to a run of another config: {join_names(shown, len(keys))};"
-            f"{' set run.extend=true to continue the run to this length, or' * extend}"
-            " set them back, or use another run folder"
-        )
-
-
-def is_longer(current: Mapping[str, Any], saved: Mapping[str, Any]) -> bool:
-    """Whether the run of one fingerprint is longer than that of another."""
-    before, now = saved.get(LENGTH_KEY), current.get(LENGTH_KEY)
-    return isinstance(before, int | float) and isinstance(now, int | float) and before < now
-
-
-def join_names(shown: list[str], total: int) -> str:
-    """Names for a message, with the number of those that are left out."""
-    return ", ".join(shown) + (f" and {total - len(shown)} more" if total > len(shown) else "")
 
 
 def _system_error(error: BaseException) -> OSError | None:

@@ -29,6 +29,10 @@ class Batch(Protocol):
         """The batch on a device."""
         ...
 
+    def record_stream(self, stream: Any, /) -> None:
+        """Keep the memory of all tensors on the device until a stream's present work ends, as torch's."""
+        ...
+
 
 BatchT = TypeVar("BatchT", bound=Batch)
 BatchT_co = TypeVar("BatchT_co", bound=Batch, covariant=True)
@@ -113,6 +117,9 @@ class LoopOptions:
     """Text that the log adds to the metrics of an evaluation; None: none."""
     loggers: tuple[str, ...] = ("tensorboard",)
     """Loggers of metrics besides metrics.jsonl; see ``open_logger``."""
+    check_lag: int = 0
+    """Steps by which the host's reading of losses and metrics lags behind; 0: each step is checked before its
+    optimizer step. 1, on a GPU: the host launches the next step first, so the GPU does not wait for it."""
     step_seconds: float = 0.0
     """Maximum time of a step, after which the process ends; 0: no limit."""
     seconds_between_lines: float = 5.0
@@ -125,6 +132,8 @@ class LoopOptions:
         for name in ("save_minutes", "milestone_every", "evaluate_every", "step_seconds"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}={getattr(self, name)}: must not be negative")
+        if self.check_lag not in (0, 1):
+            raise UserError(f"check_lag={self.check_lag}: must be 0 or 1")
         if not self.epochs > 0:
             raise UserError(f"epochs={self.epochs}: must be above 0")
         if self.clip_norm is not None and not self.clip_norm > 0:

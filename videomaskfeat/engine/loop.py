@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -20,18 +19,14 @@ from torch import Tensor, nn
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import ExponentialMovingAverage
 from videomaskfeat.engine.checkpoint import CheckpointFolder
-from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction, StepResult
+from videomaskfeat.engine.contracts import BatchT, Loader, LoopOptions, Stateful, StepFunction
 from videomaskfeat.engine.distributed import StopRequested, StopSignals
-from videomaskfeat.engine.log import RunLog, peak_memory_mb
-from videomaskfeat.engine.optim import clip_gradients, set_learning_rate, set_weight_decay
+from videomaskfeat.engine.log import RunLog
+from videomaskfeat.engine.steps import StepBatches, Steps
 from videomaskfeat.engine.train_state import Progress, TrainState
 from videomaskfeat.errors import RunFailed, UserError
 
 logger = logging.getLogger(__name__)
-
-
-class TrainingStopped(RunFailed):
-    """The loss or the gradient is not finite; the weights are those of the step before."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +67,10 @@ class Training(Generic[BatchT]):
             None leaves the weight and its optimizer state unchanged.
         after_step: called on all ranks after every optimizer step with the completed share of the run, 0..1,
             and the states of the step's micro-batches on this rank. Returns numbers for the log, the same on
-            every rank. May raise to end the run without a checkpoint. Its own state belongs in ``extra``.
+            every rank; a 0-d tensor is read with the other numbers of the step. Its own state belongs in
+            ``extra``.
+        watch: called on all ranks with the numbers of ``after_step`` and the completed share, in the order of
+            the steps, before the step can be in a checkpoint. May raise to end the run without a checkpoint.
         on_resume: called on all ranks after a checkpoint was loaded, with its fingerprint, the fractional
             epoch, and the completed share of this run, 0..1, which may be longer than the checkpoint's.
         extra: further state to save and restore, by name.
@@ -94,7 +92,8 @@ class Training(Generic[BatchT]):
     name_of: Callable[[int], str] = str
     on_failures: Callable[[Sequence[Any]], None] | None = None
     before_step: Callable[[], None] | None = None
-    after_step: Callable[[float, Sequence[Any]], Mapping[str, float] | None] | None = None
+    after_step: Callable[[float, Sequence[Any]], Mapping[str, float | Tensor] | None] | None = None
+    watch: Callable[[Mapping[str, float], float], None] | None = None
     on_resume: Callable[[Mapping[str, Any], float, float], None] | None = None
     extra: Mapping[str, Stateful] = field(default_factory=dict)
 
@@ -194,73 +193,61 @@ def count_steps(epochs: float, steps_per_epoch: int) -> int:
     return max(round(epochs * steps_per_epoch), 1)
 
 
-@dataclass(frozen=True)
-class _StepBatches(Generic[BatchT]):
-    """The micro-batches of one step, or the reason why no rank has them."""
-
-    batches: list[BatchT]
-    seconds: float  # spent waiting for them
-    stopped: bool = False  # by a signal
-    error: Exception | None = None  # raised by the loader
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """Results of the micro-batches of one step, besides the gradients."""
-
-    values: Tensor  # float32: the loss of each micro-batch, then the mean of each metric
-    names: list[str]  # of the metrics
-    states: list[Any]  # of each micro-batch
-    indices: list[Tensor]  # of each micro-batch
-    failures: tuple[Any, ...]
-
-
 def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> TrainResult:
     """Step until the end or a signal."""
     progress, options = run.state.progress, run.options
-    record: dict[str, Any] = {}
+    steps = Steps(run, log)
     path = run.checkpoints.path(progress.step)
     saved_at, saved_step = time.monotonic(), progress.step
     run.model.train()
     if progress.unevaluated is not None:
-        record, path = _evaluate_late(run, log)
+        steps.record, path = _evaluate_late(run, log)
         if progress.unevaluated is not None:
-            return TrainResult("interrupted", progress, path, record)
+            return TrainResult("interrupted", progress, path, steps.record)
     from videomaskfeat.engine.step_watch import StepWatch
 
     watch = StepWatch(limit_seconds=options.step_seconds, name_of=run.name_of)
     with closing(_batches(run, stop)) as stream, watch:
         while progress.step < run.total_steps:
             watch.begin(progress.step + 1)
-            step_batches = _fetch(run, stream)
-            watch.note_samples([batch.index for batch in step_batches.batches])
-            if step_batches.error is not None or step_batches.stopped:
+            steps.begin()
+            data = _fetch(run, stream)
+            watch.note_samples([batch.index for batch in data.batches])
+            if data.error is not None or data.stopped:
+                steps.settle(keep=0)
                 watch.end()
-                if step_batches.stopped or progress.step > saved_step:
+                if data.stopped or progress.step > saved_step:
                     path = _save(run, log)
-                if step_batches.error is not None:
-                    raise step_batches.error
-                return TrainResult("interrupted", progress, path, record)
+                if data.error is not None:
+                    raise data.error
+                return TrainResult("interrupted", progress, path, steps.record)
             minutes = (time.monotonic() - saved_at) / 60.0
             distributed.note_step(progress.step)
-            record, failures, stopping, save_due = _optimizer_step(run, step_batches, stop, minutes)
-            watch.end()
+            steps.launch(data, stop, minutes)
             last = progress.step == run.total_steps
-            if run.evaluate is not None and (last or _is_multiple(progress.step, options.evaluate_every)):
-                record, stopping = _add_evaluation(run, record, stopping)
-            if log is not None and progress.unevaluated is None:
-                log.write(record)
-            if failures and run.on_failures is not None:
-                _report_failures(run, run.on_failures, failures, log)
-            if stopping or save_due or last or _is_multiple(progress.step, options.milestone_every):
+            evaluates = run.evaluate is not None and (
+                last or _is_multiple(progress.step, options.evaluate_every)
+            )
+            save_due = last or _is_multiple(progress.step, options.milestone_every)
+            keep = 0 if evaluates or save_due else options.check_lag
+            settled = steps.settle(keep=keep, write_newest=not evaluates)
+            watch.end()
+            stopping = settled.stopping
+            if evaluates:
+                steps.record, stopping = _add_evaluation(run, steps.record, stopping)
+                if log is not None and progress.unevaluated is None:
+                    log.write(steps.record)
+            if settled.failures and run.on_failures is not None:
+                _report_failures(run, run.on_failures, settled.failures, log)
+            if stopping or settled.save_due or save_due:
                 path = _save(run, log)
                 saved_at, saved_step = time.monotonic(), progress.step
             if stopping and (not last or progress.unevaluated is not None):
-                return TrainResult("interrupted", progress, path, record)
-    return TrainResult("finished", progress, path, record)
+                return TrainResult("interrupted", progress, path, steps.record)
+    return TrainResult("finished", progress, path, steps.record)
 
 
-def _fetch(run: Training[BatchT], stream: Iterator[BatchT]) -> _StepBatches[BatchT]:
+def _fetch(run: Training[BatchT], stream: Iterator[BatchT]) -> StepBatches[BatchT]:
     """The micro-batches of the next step; all ranks must call it, and either all continue or none.
 
     They are read before anything is computed. So a signal or an error during the wait of one rank leaves all
@@ -279,7 +266,7 @@ def _fetch(run: Training[BatchT], stream: Iterator[BatchT]) -> _StepBatches[Batc
     own = torch.tensor([len(batches) < count, error is not None], dtype=torch.float32)
     lacking, failed = distributed.mean_over_ranks(own).tolist()
     if not lacking:
-        return _StepBatches(batches, seconds)
+        return StepBatches(batches, seconds)
     if failed:
         errors = distributed.gather_objects(
             None if error is None else (isinstance(error, UserError), str(error))
@@ -289,111 +276,7 @@ def _fetch(run: Training[BatchT], stream: Iterator[BatchT]) -> _StepBatches[Batc
                 (rank, one) for rank, one in enumerate(errors) if one is not None
             )
             error = UserError(text) if is_mistake else RunFailed(f"rank {number}: {text}")
-    return _StepBatches([], seconds, stopped=not failed, error=error)
-
-
-def _optimizer_step(
-    run: Training[BatchT], data: _StepBatches[BatchT], stop: StopSignals, minutes_since_save: float
-) -> tuple[dict[str, Any], list[Any], bool, bool]:
-    """One optimizer step.
-
-    Returns:
-        The record of the step, the failures of all ranks, whether a rank has to stop, and whether one has to
-        save.
-    """
-    started = time.perf_counter()
-    state = run.state
-    lr = run.learning_rate(run.epoch)
-    set_learning_rate(state.optimizer, lr)
-    if run.weight_decay is not None:
-        set_weight_decay(state.optimizer, run.weight_decay(state.progress.step / run.total_steps))
-    gradients = _accumulate(run, data.batches)
-    norm = clip_gradients(run.parameters, limit=run.options.clip_norm, limit_each=run.options.clip_norm_each)
-
-    # All numbers that the host needs travel in one tensor: one all-reduce and one wait for the device per
-    # step. The wait comes before the optimizer step, since a loss that is not finite must not reach the
-    # weights. It costs the time to start the optimizer's few fused kernels.
-    save_due = minutes_since_save >= run.options.save_minutes
-    own = [stop.requested, save_due, bool(gradients.failures), data.seconds]
-    device = gradients.values.device
-    values = torch.cat([gradients.values, norm.reshape(1).float(), torch.tensor(own, device=device)])
-    *shared, grad_norm, stopping, saving, failed, data_seconds = distributed.mean_over_ranks(values).tolist()
-    losses, metrics = shared[: run.options.accumulate], shared[run.options.accumulate :]
-    loss = sum(losses) / len(losses)
-    if not (math.isfinite(loss) and math.isfinite(grad_norm)):
-        raise TrainingStopped(_not_finite(run, gradients, loss, grad_norm))
-    if run.before_step is not None:
-        run.before_step()
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
-    if state.ema is not None:
-        state.ema.update(state.model)
-    completed = (state.progress.step + 1) / run.total_steps
-    further = run.after_step(completed, gradients.states) if run.after_step else None
-
-    failures = (
-        [one for rank in distributed.gather_objects(gradients.failures) for one in rank] if failed else []
-    )
-    seconds = data.seconds + time.perf_counter() - started
-    samples = sum(index.numel() for index in gradients.indices) * distributed.world_size()
-    state.progress.advance(
-        steps_per_epoch=run.steps_per_epoch, samples=samples, failures=len(failures), seconds=seconds
-    )
-    record = {
-        "step": state.progress.step,
-        "epoch": run.epoch,
-        "loss": loss,
-        "lr": lr,
-        "grad_norm": grad_norm,
-        **dict(zip(gradients.names, metrics, strict=True)),
-        **(further or {}),
-        "data_ms": 1e3 * data_seconds,
-        "step_ms": 1e3 * seconds,
-        "samples_per_second": samples / seconds,
-        "memory_mb": peak_memory_mb(state.device),
-        "failures": state.progress.failures,
-    }
-    return record, failures, stopping > 0, saving > 0
-
-
-def _accumulate(run: Training[BatchT], batches: list[BatchT]) -> _Gradients:
-    """Forward and backward of the micro-batches of one step, which are removed from the list one by one."""
-    count, device = run.options.accumulate, run.state.device
-    results: list[StepResult] = []
-    indices: list[Tensor] = []
-    failures: list[Any] = []
-    for number in range(count):
-        batch = batches.pop(0)
-        indices.append(batch.index)
-        failures += batch.failures
-        # Gradients are averaged over the ranks once, in the backward pass of the last micro-batch.
-        with nullcontext() if number == count - 1 else distributed.no_sync(run.model):
-            with torch.autocast(device.type, torch.bfloat16, enabled=run.options.precision == "bf16"):
-                result = run.step(batch.to(device))
-            (result.loss / count).backward()
-        metrics = {name: value.detach().float() for name, value in result.metrics.items()}
-        results.append(StepResult(result.loss.detach().float(), metrics, result.state))
-    names = list(results[0].metrics)
-    means = [torch.stack([one.metrics[name] for one in results]).mean() for name in names]
-    values = torch.stack([*(one.loss for one in results), *means])
-    return _Gradients(values, names, [one.state for one in results], indices, tuple(failures))
-
-
-def _not_finite(run: Training[BatchT], gradients: _Gradients, loss: float, grad_norm: float) -> str:
-    """The message of a run that stops; all ranks must call it."""
-    own = gradients.values[: run.options.accumulate].isfinite().tolist()
-    bad = [one.tolist() for one, finite in zip(gradients.indices, own, strict=True) if not finite]
-    fault = f"the loss is {loss}"
-    if math.isfinite(loss):  # then any sample of the step may have caused the gradient
-        bad = [one.tolist() for one in gradients.indices]
-        fault = f"the gradient norm is {grad_norm} (the loss {loss:.4g})"
-    samples = sorted(index for rank in distributed.gather_objects(bad) for one in rank for index in one)
-    step = run.state.progress.step
-    return (
-        f"step {step + 1} (epoch {run.epoch:.3f}): {fault}; samples {samples}; stopped before the optimizer"
-        f" step, the weights are those of step {step}; look at these samples, lower the learning rate or the"
-        " gradient clip, or use fp32, and resume from the newest checkpoint"
-    )
+    return StepBatches([], seconds, stopped=not failed, error=error)
 
 
 def _batches(run: Training[BatchT], stop: StopSignals) -> Generator[BatchT, None, None]:

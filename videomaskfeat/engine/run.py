@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from videomaskfeat.config_keys import check_config
 from videomaskfeat.engine import distributed
@@ -20,6 +20,7 @@ from videomaskfeat.engine.average import ExponentialMovingAverage, weight_sets
 from videomaskfeat.engine.checkpoint import LENGTH_KEY
 from videomaskfeat.engine.contracts import LoopOptions, Stateful, StepResult
 from videomaskfeat.engine.distributed import stop_if_requested, uses_bf16
+from videomaskfeat.engine.kernels import choose_run_kernels
 from videomaskfeat.engine.lock import lock_for_all_ranks
 from videomaskfeat.engine.log import log_pictures
 from videomaskfeat.engine.loop import Training, TrainResult, count_steps, train
@@ -34,7 +35,6 @@ from videomaskfeat.engine.optim import (
     sgd,
 )
 from videomaskfeat.engine.run_folder import RunFolder
-from videomaskfeat.engine.threads import choose_run_kernels, with_threads
 from videomaskfeat.errors import RunFailed, UserError, counted
 from videomaskfeat.texts import printable_name
 
@@ -155,8 +155,17 @@ class Run(ABC):
         self.folder = RunFolder(config.run.folder, config)
         self.path = self.folder.path
         self.bf16 = uses_bf16(config.run.precision, device)
+        if config.run.compile_mode != "default":
+            from videomaskfeat.engine.compiling import check_compile_mode
+
+            check_compile_mode(config, device, obstacle=self.graph_obstacle(config))
         self.extensions = Extensions()
         torch.manual_seed(config.run.seed)
+
+    @classmethod
+    def graph_obstacle(cls, config: Any) -> str:
+        """What prevents CUDA graphs in this kind of training, for a message; empty: nothing."""
+        return ""
 
     def set_model(self, model: nn.Module, *, followers: Sequence[nn.Module] = ()) -> None:
         """Set the model, which is on the CPU, and build optimizer, schedule and average.
@@ -170,6 +179,10 @@ class Run(ABC):
         choice = choose_run_kernels(self.config, model, bf16=self.bf16, device=self.device)
         self.kernels = str(choice)
         self._set_run_keys(kernels=str(choice.kernels))
+        if self.config.run.compile:
+            from videomaskfeat.engine.compiling import compile_network
+
+            compile_network(self.config.run, model, self._sharded_parts(model))
         if not sharded:
             self.network = distributed.parallel(model, self.device)
         self.ema = None if average is None else ExponentialMovingAverage(model.to(self.device), decay=average)
@@ -187,6 +200,14 @@ class Run(ABC):
     def _is_sharded(self) -> bool:
         """Whether the weights are divided over the ranks; one rank has nothing to divide."""
         return self.config.run.parallel != "ddp" and distributed.world_size() > 1
+
+    def _sharded_parts(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of the model that are sharded one by one."""
+        if not self._is_sharded():
+            return []
+        from videomaskfeat.engine.sharding import blocks_of
+
+        return blocks_of(model)
 
     def whole(self) -> AbstractContextManager[None]:
         """A context in which every rank has the whole model, its average and its followers.
@@ -279,9 +300,18 @@ class Run(ABC):
     def before_step(self) -> None:  # noqa: B027
         """See ``before_step`` of `train`."""
 
-    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float] | None:
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of network and loss, compiled if the run is."""
+        from videomaskfeat.engine.compiling import compile_function, compiled_mode
+
+        return compile_function(function, compiled_mode(self.config.run))
+
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float | Tensor] | None:
         """See ``after_step`` of `train`."""
         return None
+
+    def watch(self, figures: Mapping[str, float], progress: float) -> None:  # noqa: B027
+        """See ``watch`` of `train`."""
 
     @abstractmethod
     def save(self, path: Path) -> None:
@@ -423,6 +453,7 @@ class Run(ABC):
                 name_of=lambda index: printable_name(self.loader.dataset.records[index].path),
                 before_step=self.before_step,
                 after_step=self.after_step,
+                watch=self.watch,
                 on_resume=self._resumed,
                 extra={"failures": self.counter, "extensions": self.extensions, **self.state},
             )
@@ -465,6 +496,7 @@ class Run(ABC):
             evaluate_every=round(self.evaluate_epochs * self._steps_per_epoch),
             unit=self.unit,
             loggers=tuple(run.loggers),
+            check_lag=int(self.device.type == "cuda"),
             step_seconds=60 * run.step_timeout_minutes,
             evaluation_note=self.evaluation_note,
         )
@@ -487,7 +519,8 @@ class Run(ABC):
             f"{optim.learning_rate:g} x {optim.batch_size} / {optim.base_batch_size} {self.unit}"
             f"{steps if optim.schedule == 'steps' else ''}",
             f"device    {self.device}, {'bf16 autocast' if self.bf16 else 'fp32'}, "
-            f"{counted(torch.get_num_threads(), 'thread')}{', compiled' if run.compile else ''}",
+            f"{counted(torch.get_num_threads(), 'thread')}"
+            f"{f', compiled ({run.compile_mode})' if run.compile else ''}",
             f"kernels   {self.kernels}",
             *([f"memory    {self.memory_note}"] if self.memory_note else []),
             f"run       {run.folder}",
@@ -527,7 +560,10 @@ def run_training(
         # Before anything is built or measured, to refuse a second process at once.
         lock_for_all_ranks(config.run.folder, remedy="choose another run.folder"),
     ):
-        config = with_threads(config, device, lambda: build(config, device))
+        if device.type == "cpu":
+            from videomaskfeat.engine.threads import with_threads
+
+            config = with_threads(config, lambda: build(config, device))
         return build(config, device).train(environment=environment, report=report)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import simplejson
 
 from videomaskfeat.config_keys import config_text, current_values, flat, free_keys
-from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder, check_fingerprint, is_longer
+from videomaskfeat.engine.checkpoint import LENGTH_KEY, CheckpointFolder
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.io import append_text, is_file, make_folder, remove_temporary_files, whole_file
 
@@ -44,6 +44,8 @@ class RunFolder:
         Keys that did not exist then have their defaults, as in the config of the run folder. If the config
         extends the run, its length is that of the config.
         """
+        from videomaskfeat.engine.resume import is_longer
+
         schema = type(self._config)
         present = _without_free_keys(current_values(schema, saved), schema)
         parents = {".".join(key.split(".")[:2]) for key in present}  # an empty mapping is a key of its own
@@ -79,6 +81,7 @@ class RunFolder:
             UserError: it is a config of another run or another job.
         """
         from videomaskfeat.config import load_config  # a new run has no earlier config
+        from videomaskfeat.engine.resume import check_fingerprint
 
         config_path = self.path / "config.yaml"
         try:
@@ -113,6 +116,19 @@ class RunFolder:
         """Log a text, also to log.txt, which the loop opens only while it runs."""
         logger.info(text)
         append_text(self.path / "log.txt", text + "\n")
+
+
+def stored_run_section(config: Any) -> Any:
+    """Section ``run`` of the config of the run to resume; None if there is no such run."""
+    folder = Path(config.run.folder)
+    if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
+        return None
+    from videomaskfeat.config import load_config
+
+    try:
+        return load_config(type(config), str(folder / "config.yaml")).run
+    except UserError:
+        return None  # opening the run folder reports the mistake
 
 
 def _without_free_keys(values: Mapping[str, Any], schema: type) -> dict[str, Any]:

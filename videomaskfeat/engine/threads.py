@@ -11,17 +11,14 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
 
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.checkpoint import CheckpointFolder
-from videomaskfeat.errors import UserError, counted
-from videomaskfeat.io import is_file
+from videomaskfeat.engine.run_folder import stored_run_section
+from videomaskfeat.errors import counted
 from videomaskfeat.machine import available_cores, free_cores, keep_freed_memory, threads_from_environment
 
 logger = logging.getLogger(__name__)
@@ -129,20 +126,16 @@ def _ranks_here() -> int:
     return max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
 
 
-def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]) -> ConfigT:
+def with_threads(config: ConfigT, build: Callable[[], Any]) -> ConfigT:
     """Set torch's number of threads and return the config with ``run.threads`` resolved; all ranks call it.
 
     A resumed run keeps its number, since another one changes the order of sums. A new run uses the number
-    with which its own steps are fastest, measured on a separate training that is discarded. On a GPU nothing
-    changes.
+    with which its own steps are fastest, measured on a separate training that is discarded.
 
     Args:
-        config: config of a training.
-        device: device of the training.
+        config: config of a training on the CPU.
         build: builds the training, a :class:`~videomaskfeat.engine.run.Run`.
     """
-    if device.type != "cpu":
-        return config
     keep_freed_memory()
     threads = config.run.threads or distributed.run_on_main(
         lambda: getattr(stored_run_section(config), "threads", 0)
@@ -160,52 +153,6 @@ def with_threads(config: ConfigT, device: torch.device, build: Callable[[], Any]
     else:
         threads = _measured(config, build)
     return replace(config, run=replace(config.run, threads=threads))
-
-
-def stored_run_section(config: Any) -> Any:
-    """Section ``run`` of the config of the run to resume; None if there is no such run."""
-    folder = Path(config.run.folder)
-    if not (CheckpointFolder(folder / "checkpoints").steps() and is_file(folder / "config.yaml")):
-        return None
-    from videomaskfeat.config import load_config
-
-    try:
-        return load_config(type(config), str(folder / "config.yaml")).run
-    except UserError:
-        return None  # opening the run folder reports the mistake
-
-
-def choose_run_kernels(config: Any, model: nn.Module, *, bf16: bool, device: torch.device) -> Any:
-    """Set the kernels for a training; all ranks must call it and get the same ones.
-
-    A resumed run keeps its kernels, since others round differently. Runs from before the key have the default
-    ones.
-
-    Args:
-        config: config of the training.
-        model: the model, for its shapes.
-        bf16: whether it runs in bfloat16.
-        device: device of the training.
-
-    Returns:
-        The :class:`~videomaskfeat.models.kernels.measure.KernelChoice`.
-
-    Raises:
-        UserError: ``run.kernels`` has an unknown operation or kernel.
-    """
-    from videomaskfeat.models.kernels.choice import AUTO, DEFAULT, Kernels
-    from videomaskfeat.models.kernels.measure import Shapes, apply_kernels, choose_kernels
-
-    def choose() -> Any:
-        text, earlier = config.run.kernels, stored_run_section(config)
-        if earlier is not None and text != DEFAULT:
-            stored = str(Kernels()) if earlier.kernels == AUTO else earlier.kernels
-            text = stored if text == AUTO else f"{stored}, {text}"
-        return choose_kernels(text, bf16=bf16, shapes=Shapes.of(model), device=device.type)
-
-    choice = distributed.run_on_main(choose)
-    apply_kernels(choice.kernels)
-    return choice
 
 
 def _measured(config: Any, build: Callable[[], Any]) -> int:

@@ -16,7 +16,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.io import file_sha256, is_file, is_folder, make_folder, whole_file
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.loading import load_model
-from videomaskfeat.models.weights import Recipe, created_as, save_model
+from videomaskfeat.models.saving import Recipe, save_model
+from videomaskfeat.models.weights import created_as
 from videomaskfeat.stored_recipe import DETECT_KEY, recipe_texts
 from videomaskfeat.texts import parse_json, read_text
 from videomaskfeat.viz.model_card import model_card

@@ -55,6 +55,9 @@ class ListChoice:
         )
 
 
+DETECTED_FORMAT = ListChoice()
+
+
 def resolve_class_names(
     known: Sequence[str], list_path: str, choice: ListChoice, *, classes: int | None, source: str
 ) -> tuple[str, ...]:

@@ -107,14 +107,9 @@ def read_boxes(
     for row in np.flatnonzero(listed.video == listed.videos.index(own)) if own in listed.videos else ():
         rows[float(listed.seconds[row])] = int(row)
     seconds = np.array(sorted(rows))
-    notes = []
-    clip = parse_clip_name(Path(video).name)
-    start = 0.0 if start_second is None else start_second
-    if start_second is None and clip and clip[0] == own:
-        start = clip[1]
-        notes.append(f"The first frame is at second {start:g}, according to the name of the clip.")
-    elif start_second is None and (start := find_start(seconds, duration_seconds) or 0.0):
-        notes.append(f"The first frame is at second {start:g}: otherwise the times of {name} do not fit.")
+    start, notes = start_second, list[str]()
+    if start is None:
+        start, notes = _find_first_second(seconds, duration_seconds, video=video, listed=own, file=name)
     inside = is_inside(seconds, start, duration_seconds)
     if not inside.any():
         raise UserError(
@@ -140,6 +135,27 @@ def read_boxes(
         empty = np.empty((0, 4), np.float32), np.empty(0, np.float32)
         persons.append(empty if frame is None else (frame.boxes, frame.scores))
     return FileBoxes(used - start, start, tuple(persons), tuple(notes))
+
+
+def _find_first_second(
+    seconds: np.ndarray, duration_seconds: float, *, video: str, listed: str, file: str
+) -> tuple[float, list[str]]:
+    """The time of a video's first frame in a boxes file, and a note about it unless it is 0.
+
+    Args:
+        seconds: times of the key frames in the file.
+        duration_seconds: duration of the video.
+        video: path of the video.
+        listed: its name in the file.
+        file: name of the file, for the note.
+    """
+    clip = parse_clip_name(Path(video).name)
+    if clip and clip[0] == listed:
+        return clip[1], [f"The first frame is at second {clip[1]:g}, according to the name of the clip."]
+    start = find_start(seconds, duration_seconds) or 0.0
+    if not start:
+        return 0.0, []
+    return start, [f"The first frame is at second {start:g}: otherwise the times of {file} do not fit."]
 
 
 def _drop_close_times(seconds: np.ndarray, every: float) -> np.ndarray:

@@ -159,25 +159,17 @@ def find_actions(
     check_tracking(smooth_seconds=smooth_seconds, min_iou=min_iou, max_gap_seconds=max_gap_seconds)
     threshold = recipe.score_threshold if box_score is None else box_score
     batch_size = detector.machine.clips_at_once if clips_at_once is None else clips_at_once
-    _check_arguments(boxes, box_detector, every, threshold, batch_size)
-    if is_folder(path):
-        raise UserError(f"{path} is a folder; give a video file")
+    _check_arguments(path, boxes, box_detector, every, threshold, batch_size)
+    classes = max(AVA_ACTIONS, recipe.classes)
     with open_timed(path) as reader:
         duration, fps = reader.duration_seconds, reader.fps
+        common = {"duration_seconds": duration, "every": every, "score_threshold": threshold}
         source: FileBoxes | _DetectedBoxes
-        if box_detector is not None:
-            source = _DetectedBoxes(box_detector, path, duration, every, threshold)
+        if boxes is None:
+            assert box_detector is not None  # checked above
+            source = _DetectedBoxes(box_detector, path, **common)
         else:
-            assert boxes is not None  # checked above
-            source = read_boxes(
-                boxes,
-                path,
-                duration_seconds=duration,
-                every=every,
-                score_threshold=threshold,
-                classes=max(AVA_ACTIONS, recipe.classes),
-                start_second=start_second,
-            )
+            source = read_boxes(boxes, path, classes=classes, start_second=start_second, **common)
         size, persons, scores = _score_video(reader, source, detector, batch_size, path, progress)
     seconds = source.seconds
     interval = max(every, float(np.median(np.diff(seconds)))) if len(seconds) > 1 else every
@@ -185,12 +177,7 @@ def find_actions(
     tracks = link_boxes([own for own, _ in persons], seconds, min_iou=min_iou, max_gap_seconds=gap)
     smoothed = smooth_scores(scores, tracks, seconds, sigma_seconds=smooth_seconds)
     ids = sorted(recipe.actions) or range(1, recipe.classes + 1)  # all if no action has a name
-    key_frames = tuple(
-        KeyFrameActions(second, own, box_scores, *rest)
-        for second, (own, box_scores), *rest in zip(
-            seconds.tolist(), persons, tracks, scores, smoothed, strict=True
-        )
-    )
+    rows = zip(seconds.tolist(), persons, tracks, scores, smoothed, strict=True)
     return VideoActions(
         path=path,
         height=size[0],
@@ -200,7 +187,7 @@ def find_actions(
         start_second=source.start_second,
         every=interval,
         actions={number: recipe.name_of(number - 1) for number in ids},
-        key_frames=key_frames,
+        key_frames=tuple(KeyFrameActions(second, *own, *rest) for second, own, *rest in rows),
         notes=(*source.notes, *_note_empty_frames(persons, threshold)),
     )
 
@@ -216,7 +203,12 @@ def check_tracking(*, smooth_seconds: float, min_iou: float, max_gap_seconds: fl
 
 
 def _check_arguments(
-    boxes: object | None, box_detector: object | None, every: float, box_score: float, clips_at_once: int
+    path: str,
+    boxes: object | None,
+    box_detector: object | None,
+    every: float,
+    box_score: float,
+    clips_at_once: int,
 ) -> None:
     if (boxes is None) == (box_detector is None):
         count = "neither" if boxes is None else "both"
@@ -230,6 +222,8 @@ def _check_arguments(
         raise UserError(f"box_score={box_score:g} must be in 0..1")
     if clips_at_once < 1:
         raise UserError(f"clips_at_once={clips_at_once}: must be at least 1")
+    if is_folder(path):
+        raise UserError(f"{path} is a folder; give a video file")
 
 
 class _DetectedBoxes:
@@ -239,16 +233,22 @@ class _DetectedBoxes:
     notes = ()
 
     def __init__(
-        self, detector: BoxDetector | str, path: str, duration: float, every: float, threshold: float
+        self,
+        detector: BoxDetector | str,
+        path: str,
+        *,
+        duration_seconds: float,
+        every: float,
+        score_threshold: float,
     ) -> None:
         if isinstance(detector, str):
             self._name, self._detector = detector, load_box_detector(detector)
         else:
             named = detector if hasattr(detector, "__qualname__") else type(detector)
             self._name, self._detector = f"{named.__module__}:{named.__qualname__}", detector
-        self._path, self._threshold = path, threshold
+        self._path, self._threshold = path, score_threshold
         # There is no frame at the very end, where rounding may put the last time.
-        self.seconds = np.arange(max(math.ceil(duration / every - 1e-3), 1)) * every
+        self.seconds = np.arange(max(math.ceil(duration_seconds / every - 1e-3), 1)) * every
 
     def find_persons(self, clips: Sequence[KeyClip]) -> list[Persons]:
         frames = np.stack([clip.picture for clip in clips])

@@ -344,11 +344,7 @@ def write_evaluation(
     confusion: np.ndarray | None = None
     rows: list[ClassRow] = []
     if result is not None:
-        confusion = confusion_matrix(scored.scores, scored.labels)
-        rows = _class_rows(scored, confusion)
-        labeled = [[label, *counts] for label, counts in enumerate(confusion.tolist())]
-        write_table(folder / "confusion.csv", [("label", *range(len(confusion))), *labeled])
-        write_table(folder / "per_class.csv", _class_lines(rows))
+        confusion, rows = _write_confusion(folder, scored)
     save_scores(folder / "scores.npz", scored, **({} if confusion is None else {"confusion": confusion}))
     write_table(folder / "scores.csv", [_COLUMNS, *_video_lines(scored)])
     percent: dict[str, Any] = (
@@ -361,14 +357,7 @@ def write_evaluation(
         multi_label = multi_label_score(scored.scores, scored.targets)
         interval = multi_label_interval(scored.scores, scored.targets)
         percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance, "map_interval": interval}
-        precisions = [
-            ClassPrecision(label, scored.class_text(label), int(count), float(ap))
-            for label, (count, ap) in enumerate(zip(multi_label.counts, multi_label.ap, strict=True))
-        ]
-        lines = [
-            (row.label, row.name, row.videos, f"{row.ap:.2f}" if row.videos else "") for row in precisions
-        ]
-        write_table(folder / "per_class.csv", [("label", "name", "videos", "ap"), *lines])
+        precisions = _write_precisions(folder, scored, multi_label)
     summary = write_result(
         folder,
         "classification",
@@ -398,6 +387,27 @@ def write_evaluation(
         write_submission(submission, scored)
     text = _format_result(scored, result or multi_label, folder, about["protocol"], submission, interval)
     return result or multi_label, text
+
+
+def _write_confusion(folder: Path, scored: ScoredList) -> tuple[np.ndarray, list[ClassRow]]:
+    """Write confusion.csv and per_class.csv; returns their content."""
+    confusion = confusion_matrix(scored.scores, scored.labels)
+    rows = _class_rows(scored, confusion)
+    labeled = [[label, *counts] for label, counts in enumerate(confusion.tolist())]
+    write_table(folder / "confusion.csv", [("label", *range(len(confusion))), *labeled])
+    write_table(folder / "per_class.csv", _class_lines(rows))
+    return confusion, rows
+
+
+def _write_precisions(folder: Path, scored: ScoredList, score: MultiLabelScore) -> list[ClassPrecision]:
+    """Write per_class.csv of a multi-label list; returns its content."""
+    precisions = [
+        ClassPrecision(label, scored.class_text(label), int(count), float(ap))
+        for label, (count, ap) in enumerate(zip(score.counts, score.ap, strict=True))
+    ]
+    lines = [(row.label, row.name, row.videos, f"{row.ap:.2f}" if row.videos else "") for row in precisions]
+    write_table(folder / "per_class.csv", [("label", "name", "videos", "ap"), *lines])
+    return precisions
 
 
 def write_submission(path: str | os.PathLike[str], scored: ScoredList) -> None:

@@ -52,7 +52,7 @@ class WindowFolder:
         self, path: str | os.PathLike[str], records: Records, *, dtype: str, form: str, ignored: str
     ) -> None:
         self.path, self.records = Path(path), records
-        self._dtype, self._form, self._ignored = np.dtype(dtype), form, ignored
+        self.dtype, self.form, self._ignored = np.dtype(dtype), form, ignored
         self._files = output_paths(path, [record.path for record in records])
 
     def open(self, options: Mapping[str, Any], about: Mapping[str, Any]) -> list[int]:
@@ -87,12 +87,12 @@ class WindowFolder:
 
     def file(self, row: int) -> Path:
         """The file of a video's features; the last that is written."""
-        return self._files[row].with_name(f"{self._files[row].name}.{self._form}")
+        return self._files[row].with_name(f"{self._files[row].name}.{self.form}")
 
     def save(self, row: int, features: np.ndarray, times: np.ndarray) -> None:
         """Write the features float [n, D] and times float64 [n, 2] of a video."""
-        arrays = {"feats": features.astype(self._dtype, copy=False), "times": times}
-        if self._form == "npz":
+        arrays = {"feats": features.astype(self.dtype, copy=False), "times": times}
+        if self.form == "npz":
             with whole_file(self.file(row), "wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type]
             return
@@ -135,5 +135,5 @@ class WindowFolder:
 
     def _shape(self, row: int) -> tuple[int, int]:
         stored = np.load(self.file(row), mmap_mode="r", allow_pickle=False)
-        windows, width = (stored["feats"] if self._form == "npz" else stored).shape
+        windows, width = (stored["feats"] if self.form == "npz" else stored).shape
         return windows, width

@@ -1,4 +1,4 @@
-"""From PySlowFast's YAMLs and checkpoints to our models, with their clips, masks and test protocol."""
+"""From PySlowFast's YAMLs and checkpoints to our models."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
+from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts, clip_facts, mask_facts
+from videomaskfeat.interop.slowfast_encoder import encoder_arguments, is_plain
 from videomaskfeat.interop.slowfast_keys import (
     CLASSIFICATION,
     CLIP,
@@ -27,8 +29,6 @@ from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, as_trip
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_weights
 from videomaskfeat.models.zoo import DENSE_FORM, MODELS, create_model_from
-from videomaskfeat.recipe import ClipRecipe
-from videomaskfeat.stored_recipe import ClassifyRecipe
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
 from videomaskfeat.targets.target import Target
@@ -36,15 +36,6 @@ from videomaskfeat.texts import show_text
 
 _HOG_CELL = 8  # pixels; fixed in PySlowFast
 _HOG_BINS = 9
-# If all of these keys are empty, PySlowFast's MViT is a plain vision transformer.
-_POOLING = (
-    "MVIT.POOL_Q_STRIDE",
-    "MVIT.POOL_KV_STRIDE",
-    "MVIT.POOL_KV_STRIDE_ADAPTIVE",
-    "MVIT.POOL_KVQ_KERNEL",
-    "MVIT.DIM_MUL",
-    "MVIT.HEAD_MUL",
-)
 _SIZES = "bslh"
 NAMES: dict[tuple[str, str], tuple[str, ...]] = {
     ("pre-training", "pooling"): ("maskfeat_mvitv2_s", "maskfeat_mvitv2_l"),
@@ -62,49 +53,6 @@ NAMES: dict[tuple[str, str], tuple[str, ...]] = {
 """Our model names by (task, kind of encoder), the first is the default; "mlp" pools and widens in its
 MLPs.
 """
-
-
-@dataclass(frozen=True)
-class ClipFacts:
-    """Clips, test protocol and classes of a YAML.
-
-    Attributes:
-        recipe: clips and views, as far as we support them; mean and std are in RGB order.
-        dataset: PySlowFast's name of the data set in lower case: "kinetics", "ssv2", "imagenet", "ava" or
-            another.
-        flip: whether training clips are flipped.
-        channels: "rgb" or "bgr", the model's channel order.
-        view_counts: all numbers of views to test; the recipe has the largest.
-        offset: whether views cover the first to the last frame.
-        ensemble: "sum" or "max" over the views.
-        multi_label: whether a video may have several classes.
-        classes: number of classes; None in pre-training.
-    """
-
-    recipe: ClassifyRecipe
-    dataset: str
-    flip: bool
-    channels: str
-    view_counts: tuple[int, ...]
-    offset: bool
-    ensemble: str
-    multi_label: bool
-    classes: int | None
-
-
-@dataclass(frozen=True)
-class MaskFacts:
-    """Masks of a pre-training YAML.
-
-    Attributes:
-        kind: our name: "cube", "tube", "frame", "block", "random" or "random_tube".
-        ratio: share of hidden cells.
-        window: number of cells over frames, height and width of a clip.
-    """
-
-    kind: str
-    ratio: float
-    window: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
@@ -400,66 +348,6 @@ _READERS = {
 _MODEL_NAMES = ("MaskMViT", "MViT")
 
 
-def is_plain(options: Options) -> bool:
-    """Whether no block pools its tokens or changes their width, as in our ViT."""
-    return not any(options[key] for key in _POOLING)
-
-
-def encoder_arguments(options: Options) -> dict[str, Any]:
-    """Arguments of our MViT or ViT from PySlowFast's MVIT section.
-
-    Raises:
-        UserError: an option that our encoder does not support.
-    """
-    if options["DATA.TRAIN_CROP_SIZE"] != options["DATA.TEST_CROP_SIZE"]:
-        raise UserError(
-            f"{options.path}: DATA.TRAIN_CROP_SIZE and DATA.TEST_CROP_SIZE "
-            f"must be equal: PySlowFast's MViT has one "
-            "size"
-        )
-    crop = options["DATA.TRAIN_CROP_SIZE"]
-    channels = options["DATA.INPUT_CHANNEL_NUM"]
-    if not channels:
-        raise UserError(
-            f"{options.path}: DATA.INPUT_CHANNEL_NUM is empty; set the number of channels, such as [3]"
-        )
-    absolute = "none"
-    if options["MVIT.USE_ABS_POS"]:
-        absolute = "separable" if options["MVIT.SEP_POS_EMBED"] else "joint"
-    common = {
-        "clip_size": (options["DATA.NUM_FRAMES"], crop, crop),
-        "in_channels": channels[0],
-        "depth": options["MVIT.DEPTH"],
-        "width": options["MVIT.EMBED_DIM"],
-        "heads": options["MVIT.NUM_HEADS"],
-        "mlp_ratio": options["MVIT.MLP_RATIO"],
-        "qkv_bias": options["MVIT.QKV_BIAS"],
-        "class_token": options["MVIT.CLS_EMBED_ON"],
-        "absolute_positions": absolute,
-        "drop_path": options["MVIT.DROPPATH_RATE"],
-        "checkpoint_blocks": options["MODEL.ACT_CHECKPOINT"],
-    }
-    if is_plain(options):
-        return {**common, "cube_stride": _cubes(options)}
-    _check_frames(options)
-    q_pool_at, q_pool_stride = _query_pooling(options)
-    return {
-        **common,
-        "widen_at": _widening(options),
-        "widen_in": "attention" if options["MVIT.DIM_MUL_IN_ATT"] else "mlp",
-        "q_pool_at": q_pool_at,
-        "q_pool_stride": q_pool_stride,
-        "kv_stride": _key_pooling(options, q_pool_at, q_pool_stride),
-        "pool_kernel": _triple(options, "MVIT.POOL_KVQ_KERNEL"),
-        "cube_kernel": _triple(options, "MVIT.PATCH_KERNEL"),
-        "cube_stride": _triple(options, "MVIT.PATCH_STRIDE"),
-        "cube_padding": _triple(options, "MVIT.PATCH_PADDING", first=0),
-        "relative_space": options["MVIT.REL_POS_SPATIAL"],
-        "relative_time": options["MVIT.REL_POS_TEMPORAL"],
-        "residual_pooling": options["MVIT.RESIDUAL_POOLING"],
-    }
-
-
 def _shortened(options: Options, encoder: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder up to the block that predicts; PySlowFast deletes the later blocks."""
     last = options["MASK.PRETRAIN_DEPTH"]
@@ -514,173 +402,3 @@ def _head_arguments(options: Options) -> dict[str, Any]:
         "dropout": options["MODEL.DROPOUT_RATE"],
         "head_scale": options["MVIT.HEAD_INIT_SCALE"],
     }
-
-
-def _query_pooling(options: Options) -> tuple[tuple[int, ...], Triple]:
-    """Blocks that pool their queries, and their common stride."""
-    rows = options["MVIT.POOL_Q_STRIDE"]
-    depth = options["MVIT.DEPTH"]
-    pooling = {row[0]: row[1:] for row in rows if len(row) == 4 and all(type(entry) is int for entry in row)}
-    if len(rows) != depth or set(pooling) != set(range(depth)):
-        raise UserError(
-            f"{options.path}: MVIT.POOL_Q_STRIDE must list each of the "
-            f"{depth} blocks once as [block, t, h, w]; "
-            "blocks without query pooling (MViTv1) are not supported"
-        )
-    strides = {stride for stride in pooling.values() if stride != (1, 1, 1)}
-    if len(strides) > 1:
-        raise UserError(
-            f"{options.path}: MVIT.POOL_Q_STRIDE has strides {sorted(strides)}; only one is supported"
-        )
-    blocks = tuple(sorted(block for block, stride in pooling.items() if stride != (1, 1, 1)))
-    return blocks, as_triple(strides.pop() if strides else (1, 1, 1))
-
-
-def _key_pooling(options: Options, q_pool_at: tuple[int, ...], q_pool_stride: Triple) -> Triple:
-    """Stride of keys and values in the first block; each query pooling divides it."""
-    if options["MVIT.POOL_KV_STRIDE_ADAPTIVE"]:
-        return _triple(options, "MVIT.POOL_KV_STRIDE_ADAPTIVE")
-    rows = [tuple(row) for row in options["MVIT.POOL_KV_STRIDE"]]
-    first = as_triple(rows[0][1:]) if rows and len(rows[0]) == 4 else (1, 1, 1)
-    expected, stride = [], first
-    for block in range(options["MVIT.DEPTH"] if rows else 0):
-        if block in q_pool_at:
-            stride = as_triple(max(a // b, 1) for a, b in zip(stride, q_pool_stride, strict=True))
-        expected.append((block, *stride))
-    if sorted(rows) != expected:
-        raise UserError(
-            f"{options.path}: MVIT.POOL_KV_STRIDE {show_text(str(rows))} must list each block once, and each "
-            "query pooling must divide the stride of block 0; use MVIT.POOL_KV_STRIDE_ADAPTIVE"
-        )
-    return first
-
-
-def _widening(options: Options) -> tuple[int, ...]:
-    """Blocks at which width and heads double."""
-    widths, heads = options["MVIT.DIM_MUL"], options["MVIT.HEAD_MUL"]
-    if sorted(widths) != sorted(heads) or any(len(row) != 2 or row[1] != 2 for row in widths):
-        raise UserError(
-            f"{options.path}: MVIT.DIM_MUL {widths} and MVIT.HEAD_MUL {heads} must be "
-            "equal, and every factor in them must be 2"
-        )
-    return tuple(sorted(block for block, _ in widths))
-
-
-def _cubes(options: Options) -> Triple:
-    """The cubes of a plain vision transformer; one frame for images."""
-    image = options["MVIT.PATCH_2D"]
-    kernel, stride, padding = (
-        _triple(options, f"MVIT.PATCH_{name}") for name in ("KERNEL", "STRIDE", "PADDING")
-    )
-    if kernel != stride or any(padding[image:]):
-        raise UserError(
-            f"{options.path}: MVIT.PATCH_KERNEL {kernel}, PATCH_STRIDE "
-            f"{stride} and PATCH_PADDING {padding} (time, "
-            "height, width): a vision transformer needs kernel = stride and no padding"
-        )
-    _check_frames(options)
-    for key in ("MVIT.REL_POS_SPATIAL", "MVIT.REL_POS_TEMPORAL", "MVIT.RESIDUAL_POOLING"):
-        if options[key]:
-            raise UserError(
-                f"{options.path}: {key} True is not supported without pooling (MVIT.POOL_Q_STRIDE)"
-            )
-    return stride
-
-
-def _check_frames(options: Options) -> None:
-    if options["MVIT.PATCH_2D"] and options["DATA.NUM_FRAMES"] != 1:
-        raise UserError(
-            f"{options.path}: DATA.NUM_FRAMES {options['DATA.NUM_FRAMES']} must be 1 with MVIT.PATCH_2D True"
-        )
-
-
-def _triple(options: Options, key: str, *, first: int = 1) -> Triple:
-    """Three integers; ``first`` is the missing one of a two-dimensional patch."""
-    value = options[key]
-    if options["MVIT.PATCH_2D"] and len(value) == 2:
-        value = (first, *value)
-    if len(value) != 3 or any(type(entry) is not int for entry in value):
-        raise UserError(f"{options.path}: {key} {value} must be three integers (time, height, width)")
-    return as_triple(value)
-
-
-def clip_facts(options: Options) -> ClipFacts:
-    """Clips and views of a YAML.
-
-    Raises:
-        UserError: an invalid value, such as a list of another length.
-    """
-    dataset = options["TRAIN.DATASET" if "MODEL.NUM_CLASSES" not in options else "TEST.DATASET"].lower()
-    segments, images = dataset == "ssv2", bool(options["MVIT.PATCH_2D"])
-    crops, crop = options["TEST.NUM_SPATIAL_CROPS"], options["DATA.TEST_CROP_SIZE"]
-    mean, std = (_numbers(options, key, 3) for key in ("DATA.MEAN", "DATA.STD"))
-    # PySlowFast reads SSv2 frames as BGR, normalizes them in that order, then reverses the channels.
-    if segments:
-        mean, std = mean[::-1], std[::-1]
-    counts = _numbers(options, "TEST.NUM_TEMPORAL_CLIPS") or (options["TEST.NUM_ENSEMBLE_VIEWS"],)
-    if images:  # one center crop, whatever the YAML has
-        counts, crops = (1,), 1
-    # A single center crop comes from a larger frame; three crops, and those of SSv2, cover the longer side.
-    covering = segments or crops > 1
-    short_side = crop if covering else int(_numbers(options, "DATA.TRAIN_JITTER_SCALES", 2)[0])
-    ratio = options["DATA.IN_VAL_CROP_RATIO"]
-    if images:
-        short_side = int(crop / ratio) if ratio > 0 else crop
-    try:
-        clip = ClipRecipe(
-            frames=options["DATA.NUM_FRAMES"],
-            stride=1 if images else options["DATA.SAMPLING_RATE"],
-            crop=crop,
-            target_fps=options["DATA.TARGET_FPS"],
-            mean=mean[0] if len(set(mean)) == 1 else mean,
-            std=std[0] if len(set(std)) == 1 else std,
-        )
-    except UserError as error:
-        raise UserError(f"{options.path}: DATA: {error}") from error
-    return ClipFacts(
-        recipe=ClassifyRecipe(
-            clip,
-            sampling="segments" if segments else "clip",
-            views=1 if segments else int(max(counts)),  # all test views of segments are equal
-            crops=crops,
-            short_side=short_side,
-            average="logits" if options.get("MODEL.HEAD_ACT") == "none" else "softmax",
-        ),
-        dataset=dataset,
-        flip=options["DATA.RANDOM_FLIP"],
-        channels="bgr" if segments != options["DATA.REVERSE_INPUT_CHANNEL"] else "rgb",
-        view_counts=tuple(int(count) for count in counts),
-        offset=options["DATA.USE_OFFSET_SAMPLING"],
-        ensemble=options["DATA.ENSEMBLE_METHOD"],
-        multi_label=options["DATA.MULTI_LABEL"],
-        classes=options.get("MODEL.NUM_CLASSES"),
-    )
-
-
-def mask_facts(options: Options) -> MaskFacts:
-    """Masks of pre-training.
-
-    Raises:
-        UserError: a window that is not three numbers.
-    """
-    ratio, tube = options["AUG.MASK_RATIO"], options["AUG.MASK_TUBE"]
-    if options["MVIT.PATCH_2D"] or options["MASK.MAE_ON"]:
-        # The mask is drawn on the token grid; the window has no effect.
-        step = _numbers(options, "MVIT.PATCH_STRIDE")[-2:]
-        rows, columns = (int(options["DATA.TRAIN_CROP_SIZE"] // length) for length in step)
-        if options["MVIT.PATCH_2D"]:
-            return MaskFacts("block", ratio, (1, rows, columns))
-        frames = int(options["DATA.NUM_FRAMES"] // options["MVIT.PATCH_STRIDE"][0])
-        return MaskFacts("random_tube" if tube else "random", ratio, (frames, rows, columns))
-    window = _numbers(options, "AUG.MASK_WINDOW_SIZE", 3)
-    kind = "tube" if tube else "frame" if options["AUG.MASK_FRAMES"] else "cube"
-    return MaskFacts(kind, ratio, (int(window[0]), int(window[1]), int(window[2])))
-
-
-def _numbers(options: Options, key: str, count: int | None = None) -> tuple[float, ...]:
-    value = options[key]
-    plain = all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
-    if not plain or count not in (None, len(value)):
-        expected = "numbers" if count is None else f"{count} numbers"
-        raise UserError(f"{options.path}: {key} {list(value)} must be {expected}")
-    return tuple(map(float, value))

@@ -6,7 +6,8 @@ import logging
 import os
 
 from videomaskfeat.data.check import CheckReport, Progress, check_list
-from videomaskfeat.data.formats import load_records, write_clean_list
+from videomaskfeat.data.formats import write_clean_list
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 from videomaskfeat.io import check_outputs, is_folder, make_parent, whole_file
 
 logger = logging.getLogger(__name__)
@@ -15,10 +16,7 @@ logger = logging.getLogger(__name__)
 def check_data(
     path: str,
     *,
-    format: str = "auto",
-    labels: str = "auto",
-    separator: str = "auto",
-    prefix: str = "",
+    lists: ListChoice = DETECTED_FORMAT,
     reader: str = "auto",
     workers: int = 1,
     ray: str = "",
@@ -29,10 +27,10 @@ def check_data(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> CheckReport:
-    """Scan a list or folder; see :func:`~videomaskfeat.data.formats.load_records` and
-    :func:`~videomaskfeat.data.check.check_list` for the other arguments.
+    """Scan a list or folder; see :func:`~videomaskfeat.data.check.check_list` for the other arguments.
 
     Args:
+        path, lists: list or folder, and how it is read.
         json_path: JSON file for the findings; None: none.
         clean_path: file for the rows that are fit for training, as they are in the list; for a folder, quoted
             paths relative to the file, one per line, with the labels of class folders. None: none.
@@ -41,7 +39,7 @@ def check_data(
     Raises:
         UserError: the list is wrong, or a file exists or cannot be written.
     """
-    records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
+    records = lists.load(path)
     outputs = [target for target in (json_path, clean_path) if target]
     check_outputs(outputs, overwrite=overwrite)
     for target in outputs:  # reports a mistake before the work
@@ -59,8 +57,8 @@ def check_data(
         with whole_file(json_path, errors="backslashreplace") as file:
             file.write(report.to_json() + "\n")
     if clean_path:
-        write_clean_list(path, clean_path, records, report.clean_rows(), format=format)
-        _warn_of_relative_paths(path, clean_path, prefix)
+        write_clean_list(path, clean_path, records, report.clean_rows(), format=lists.format)
+        _warn_of_relative_paths(path, clean_path, lists.prefix)
     return report
 
 

@@ -46,7 +46,8 @@ from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
 from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.detect import DetectConfig
@@ -110,8 +111,12 @@ class DetectRun(Run):
             self.sources = video_locations(config).find_videos(self.lists.truth, self.lists.tested)
             self.validated = self.select_seconds(self.lists.tested, self.lists.truth)
         self.set_model(model)
-        self.compare = torch.compile(self.detect) if config.run.compile else self.detect
+        self.compare = self.compiled(self.detect)
         self.best = BestWeights(self.path / "best.safetensors", self.save)
+
+    @classmethod
+    def graph_obstacle(cls, config: Any) -> str:
+        return "each step has another number of boxes, and a CUDA graph has fixed shapes"
 
     def plan(self) -> list[str]:
         config, clip, lists, model = self.config, self.config.clip, self.lists, self.model
@@ -183,7 +188,7 @@ class DetectRun(Run):
         return scores
 
     def save(self, path: Path) -> None:
-        save_weights(path, self.model, metadata={DETECT_KEY: self.recipe.to_json()})
+        save_model(self.model, path, metadata={DETECT_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best weights with all views of all held-out key frames, into the folder ``score``."""

@@ -7,6 +7,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from videomaskfeat.ava import read_label_map
 from videomaskfeat.engine import distributed
@@ -123,15 +124,7 @@ def detect_evaluate(
         def write() -> str:
             about = {
                 "title": f"{Path(weights).stem} on {os.path.basename(files.groundtruth)}",
-                "model": detector.model.created_as[0],  # type: ignore[index]
-                **describe_weights(weights),
-                "seen": describe_detection(
-                    recipe,
-                    detected=bool(files.boxes),
-                    scales=frames.scales,
-                    flip=frames.flip,
-                    precision=machine.precision_used,
-                ),
+                **_describe(weights, detector, frames, machine, detected=bool(files.boxes)),
                 "starts": sorted({source.start_seconds for source in sources}),
                 "seconds": seconds,
             }
@@ -140,6 +133,26 @@ def detect_evaluate(
 
         text = distributed.run_on_main(write)
         return box_scores, text if distributed.is_main() else ""
+
+
+def _describe(
+    weights: str | os.PathLike[str],
+    detector: VideoDetector,
+    frames: FrameOptions,
+    machine: Machine,
+    *,
+    detected: bool,
+) -> dict[str, Any]:
+    """Facts about model and clips for result.json."""
+    seen = describe_detection(
+        detector.recipe,
+        detected=detected,
+        scales=frames.scales,
+        flip=frames.flip,
+        precision=machine.precision_used,
+    )
+    model = detector.model.created_as[0]  # type: ignore[index]
+    return {"model": model, **describe_weights(weights), "seen": seen}
 
 
 def _check_actions(actions: dict[int, str], label_map: str, recipe: DetectRecipe, weights: str) -> None:

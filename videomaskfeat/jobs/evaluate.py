@@ -20,6 +20,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.classifiers import load_network
 from videomaskfeat.inference.lists import (
+    DETECTED_FORMAT,
     ListChoice,
     check_records,
     check_single_label,
@@ -100,7 +101,7 @@ class Neighbors:
 
 
 _BATCHES_PER_TASK = 4  # on a Ray cluster
-AS_TESTED, DETECTED_FORMAT, THIS_MACHINE = ViewOptions(), ListChoice(), Machine()
+AS_TESTED, THIS_MACHINE = ViewOptions(), Machine()
 
 
 def evaluate(

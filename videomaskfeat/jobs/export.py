@@ -39,7 +39,8 @@ from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import Classifier
 from videomaskfeat.models.loading import load_into, load_model
 from videomaskfeat.models.maskfeat import MaskedModel
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe
 from videomaskfeat.stored_recipe import (
@@ -396,7 +397,7 @@ def _write(
 ) -> Run:
     """Write the file and read it again; returns the function from inputs to outputs of the file."""
     if format == "safetensors":
-        save_weights(path, subject.extract_part(), metadata=metadata)
+        save_model(subject.extract_part(), path, metadata=metadata)
         return dataclasses.replace(subject, model=load_model(path)).build_graph().run
     if format == "slowfast":
         return _write_slowfast(path, subject)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from videomaskfeat.engine.lock import LOCK_NAME, lock_for_all_ranks
 from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.inference.classifiers import VideoEncoder, load_encoder
 from videomaskfeat.inference.features import FeatureFolder, Shard
-from videomaskfeat.inference.lists import ListChoice
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 from videomaskfeat.inference.multiview import (
     Machine,
     Progress,
@@ -41,7 +42,7 @@ from videomaskfeat.stored_recipe import ClassifyRecipe
 
 DTYPES = ("float32", "float16")
 FORMS = ("npz", "npy")
-DETECTED_FORMAT, THIS_MACHINE = ListChoice(), Machine()
+THIS_MACHINE = Machine()
 
 
 @dataclass(frozen=True)
@@ -110,12 +111,7 @@ def extract_features(
     check_name("dtype", dtype, DTYPES)
     check_name("form", form, FORMS)
     windows = check_windows(window, every, views=views)
-    if windows is not None and grid:
-        raise UserError("grid with window: windows have pooled features; leave one of the two out")
-    if videos_per_shard < 1:
-        raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
-    if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
-        raise UserError(f"{list_path} is a video; give a list or a folder of videos")
+    _check_arguments(list_path, pooled=not grid, videos_per_shard=videos_per_shard, windows=windows)
     arguments = _Arguments(
         weights=os.fspath(weights),
         list_path=list_path,
@@ -130,40 +126,20 @@ def extract_features(
     with distributed.process_group(machine.torch_device):
         refuse_ranks_on_ray(ray)
         source = arguments.load()
-        encoder, recipe, records = source.encoder, source.recipe, source.records
-        identity = describe_weights(weights)
-        options = {
-            "depth": depth,
-            "grid": grid,
-            **describe_views(recipe),
-            "precision": machine.precision_used,
-            "dtype": dtype,
-            "videos_per_shard": videos_per_shard,
-            "list_sha256": hash_records(records),
-            "weights_sha256": identity["weights_sha256"],
-        }
-        about = {"weights": identity["weights"], "list": list_path, "videos": len(records)}
         if windows is not None:
-            del options["videos_per_shard"]
-            options |= {"window_seconds": windows.window, "every_seconds": windows.every, "form": form}
-            folder_of_windows = WindowFolder(out, records, dtype=dtype, form=form, ignored=LOCK_NAME)
-            with lock_for_all_ranks(out, remedy="choose another folder"):
-                rows = distributed.run_on_main(lambda: folder_of_windows.open(options, about))
-                choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
-                extraction = _WindowExtraction(arguments, folder_of_windows, windows)
-                return extraction.run(rows, source, ray, progress)
+            files = WindowFolder(out, source.records, dtype=dtype, form=form, ignored=LOCK_NAME)
+            return _WindowExtraction(arguments, files, windows).run(source, ray, progress)
         folder = FeatureFolder(out, dtype=dtype, ignored=LOCK_NAME)
-        count = math.ceil(len(records) / videos_per_shard)
-        with lock_for_all_ranks(out, remedy="choose another folder"):
-            pending = distributed.run_on_main(lambda: folder.open(options, about, count))
-            choose_inference_threads(encoder.model, recipe.clip, machine, network=encoder.model.features)
-            if ray:
-                _extract_on_cluster(arguments, folder, pending, count, videos_per_shard, ray, progress)
-            else:
-                own = _Extraction(source, folder, videos_per_shard)
-                run_on_every_rank(lambda: own.run(pending, progress=progress))
-            shape, failures = distributed.run_on_main(lambda: folder.finish(records, count))
-    return Extracted(Path(out), shape, failures)
+        return _extract_videos(arguments, folder, source, videos_per_shard, ray, progress)
+
+
+def _check_arguments(list_path: str, *, pooled: bool, videos_per_shard: int, windows: Windows | None) -> None:
+    if windows is not None and not pooled:
+        raise UserError("grid with window: windows have pooled features; leave one of the two out")
+    if videos_per_shard < 1:
+        raise UserError(f"videos_per_shard={videos_per_shard}: must be at least 1")
+    if os.path.splitext(list_path)[1].lower() in VIDEO_SUFFIXES and is_file(list_path):
+        raise UserError(f"{list_path} is a video; give a list or a folder of videos")
 
 
 @dataclass(frozen=True)
@@ -217,6 +193,29 @@ class _Arguments:
         build_views(records, recipe)  # raises if views or crops are wrong, before the folder is created
         return _Source(encoder, recipe, records, self.depth, self.pooled, machine.workers)
 
+    def describe(
+        self, source: _Source, *, dtype: np.dtype[Any], **options: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options that a continued call must share, with further ones, and facts about the input."""
+        identity = describe_weights(self.weights)
+        shared = {
+            "depth": self.depth,
+            "grid": not self.pooled,
+            **describe_views(source.recipe),
+            "precision": self.machine.precision_used,
+            "dtype": dtype.name,
+            **options,
+            "list_sha256": hash_records(source.records),
+            "weights_sha256": identity["weights_sha256"],
+        }
+        about = {"weights": identity["weights"], "list": self.list_path, "videos": len(source.records)}
+        return shared, about
+
+    def choose_threads(self, source: _Source) -> None:
+        """Set the number of threads for the encoder."""
+        model = source.encoder.model
+        choose_inference_threads(model, source.recipe.clip, self.machine, network=model.features)
+
     def for_nodes(self) -> _Arguments:
         """The arguments with the precision of this machine, since a node may have another device."""
         return replace(self, machine=replace(self.machine, precision=self.machine.precision_used))
@@ -226,6 +225,29 @@ class _Arguments:
 def _loaded(arguments: _Arguments) -> _Source:
     """The source, which a node of a Ray cluster keeps for its next task."""
     return arguments.load()
+
+
+def _extract_videos(
+    arguments: _Arguments,
+    folder: FeatureFolder,
+    source: _Source,
+    videos_per_shard: int,
+    ray: str,
+    progress: Progress | None,
+) -> Extracted:
+    """Write the features of whole videos, on the ranks or on a Ray cluster."""
+    options, about = arguments.describe(source, dtype=folder.dtype, videos_per_shard=videos_per_shard)
+    count = math.ceil(len(source.records) / videos_per_shard)
+    with lock_for_all_ranks(folder.path, remedy="choose another folder"):
+        pending = distributed.run_on_main(lambda: folder.open(options, about, count))
+        arguments.choose_threads(source)
+        if ray:
+            _extract_on_cluster(arguments, folder, pending, count, videos_per_shard, ray, progress)
+        else:
+            own = _Extraction(source, folder, videos_per_shard)
+            run_on_every_rank(lambda: own.run(pending, progress=progress))
+        shape, failures = distributed.run_on_main(lambda: folder.finish(source.records, count))
+    return Extracted(folder.path, shape, failures)
 
 
 def _extract_on_cluster(
@@ -257,8 +279,17 @@ class _WindowExtraction:
     folder: WindowFolder
     windows: Windows
 
-    def run(self, rows: Sequence[int], source: _Source, ray: str, progress: Progress | None) -> Extracted:
+    def run(self, source: _Source, ray: str, progress: Progress | None) -> Extracted:
         """Write the features of the missing videos, on the ranks or on a Ray cluster."""
+        options, about = self.arguments.describe(source, dtype=self.folder.dtype)
+        seconds = {"window_seconds": self.windows.window, "every_seconds": self.windows.every}
+        options |= {**seconds, "form": self.folder.form}
+        with lock_for_all_ranks(self.folder.path, remedy="choose another folder"):
+            rows = distributed.run_on_main(lambda: self.folder.open(options, about))
+            self.arguments.choose_threads(source)
+            return self._run(rows, source, ray, progress)
+
+    def _run(self, rows: Sequence[int], source: _Source, ray: str, progress: Progress | None) -> Extracted:
         records = source.records
         finished = len(records) - len(rows)
         if ray:

@@ -57,7 +57,8 @@ from videomaskfeat.models.cost import describe_parameters, multiply_adds
 from videomaskfeat.models.load_report import LoadReport
 from videomaskfeat.models.loading import load_into, load_pretrained
 from videomaskfeat.models.lora import add_lora, merge_lora, read_lora
-from videomaskfeat.models.weights import read_state, save_weights
+from videomaskfeat.models.saving import save_model
+from videomaskfeat.models.weights import read_state
 from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.finetune import FinetuneConfig, LabeledClipConfig
@@ -114,7 +115,7 @@ class FinetuneRun(Run):
             build_views(self.lists.validation, self.recipe)
         self.set_model(model)
         self.fit_memory(model, (torch.zeros(1, 3, *self.recipe.clip.size),))
-        self.compare = torch.compile(self.classify) if config.run.compile else self.classify
+        self.compare = self.compiled(self.classify)
         self.best = BestWeights(self.path / "best.safetensors", self.save)
 
     def plan(self) -> list[str]:
@@ -207,7 +208,7 @@ class FinetuneRun(Run):
         return scores.scores, scores.labels
 
     def save(self, path: Path) -> None:
-        save_weights(path, self.model, metadata={CLASSIFY_KEY: self.recipe.to_json()})
+        save_model(self.model, path, metadata={CLASSIFY_KEY: self.recipe.to_json()})
 
     def finish(self) -> dict[str, Any]:
         """Evaluate the best weights with all views of the held-out videos."""

@@ -18,20 +18,15 @@ from videomaskfeat.inference.lists import read_class_names
 from videomaskfeat.inference.results import write_json
 from videomaskfeat.interop.formats import Converted
 from videomaskfeat.interop.other_projects import FORMATS, add_probe
-from videomaskfeat.interop.slowfast import (
-    ClipFacts,
-    ImageTarget,
-    Imported,
-    MaskFacts,
-    describe_slowfast,
-    load_slowfast,
-)
+from videomaskfeat.interop.slowfast import ImageTarget, Imported, describe_slowfast, load_slowfast
+from videomaskfeat.interop.slowfast_clips import ClipFacts, MaskFacts
 from videomaskfeat.io import exists, make_folder, whole_file
 from videomaskfeat.models import arguments_of
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.loading import build_converted, convert_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.vit import ViT
-from videomaskfeat.models.weights import read_weights, save_weights, weights_file
+from videomaskfeat.models.weights import read_weights, weights_file
 from videomaskfeat.recipe import METADATA_KEY, ClipRecipe, PretrainRecipe
 from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.schemas.finetune import FinetuneConfig
@@ -223,7 +218,7 @@ def _write(
     """Write weights (if any), facts and config; returns the path of the config."""
     make_folder(folder)
     if model is not None:
-        save_weights(folder / "weights.safetensors", model, metadata=metadata)
+        save_model(model, folder / "weights.safetensors", metadata=metadata)
     if config is not None:
         keys = yaml.safe_dump(_differences(config), sort_keys=False)
         with whole_file(folder / "config.yaml") as file:

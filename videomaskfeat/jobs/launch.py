@@ -28,7 +28,6 @@ from typing import Any
 from videomaskfeat.errors import RunFailed, UserError, counted, nearest
 
 logger = logging.getLogger(__name__)
-CLUSTERS = {"slurm": "SLURM", "local": "this machine, in the background"}
 _POLL_SECONDS = 0.2
 _PARTITION_SECONDS = 20.0  # for an answer of sinfo
 _REQUEUE_SECONDS = 30.0  # SLURM's KillWait: after SIGTERM, the signal to requeue may follow within this time
@@ -91,7 +90,7 @@ def launch(
 
     Args:
         command: verb and arguments, already checked.
-        cluster: one of `CLUSTERS`.
+        cluster: "slurm", or "local" for this machine, in the background.
         nodes: number of nodes.
         gpus_per_node: GPUs of each node; 0: a run on CPUs.
         processes_per_node: ranks per node; None: one per GPU, or one without GPUs.
@@ -120,28 +119,19 @@ def launch(
         "nodes": nodes,
         "tasks_per_node": 1,
         "timeout_min": max(round(hours * 60), 1),
+        "gpus_per_node": gpus_per_node or None,
+        "cpus_per_task": cpus_per_node,
+        "mem_gb": memory_gb,
     }
-    if gpus_per_node:
-        parameters["gpus_per_node"] = gpus_per_node
-    if cpus_per_node is not None:
-        parameters["cpus_per_task"] = cpus_per_node
-    if memory_gb is not None:
-        parameters["mem_gb"] = memory_gb
-    parameters |= {"slurm_signal_delay_s": save_seconds} if cluster == "slurm" else {}
-    if cluster == "slurm" and partition:
-        parameters["slurm_partition"] = partition
-    if cluster == "slurm" and slurm:
-        parameters["slurm_additional_parameters"] = dict(slurm)
-    limits: dict[str, Any] = {f"{cluster}_max_num_timeout": requeues}
-    printed = StringIO()  # submitit prints the message of sbatch, and raises an error without it
-    try:
-        with redirect_stderr(printed):
-            executor = submitit.AutoExecutor(folder=os.path.join(logs, "%j"), cluster=cluster, **limits)
-            executor.update_parameters(**parameters)
-            job = executor.submit(task)
-    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
-        cause = _last_line(printed.getvalue() or str(error))
-        raise UserError(f"SLURM refuses the job: {cause}; see `videomaskfeat launch --help`") from error
+    if cluster == "slurm":
+        parameters |= {
+            "slurm_signal_delay_s": save_seconds,
+            "slurm_partition": partition or None,
+            "slurm_additional_parameters": dict(slurm or {}) or None,
+        }
+    parameters = {key: value for key, value in parameters.items() if value is not None}
+    limits = {f"{cluster}_max_num_timeout": requeues}
+    job = _submit(submitit, task, parameters, folder=os.path.join(logs, "%j"), cluster=cluster, **limits)
     paths = [job.paths] if nodes == 1 else [job.task(number).paths for number in range(nodes)]
     where = f", partition {partition}" if partition else ""
     return LaunchedJob(
@@ -152,6 +142,23 @@ def launch(
         errors=[str(one.stderr) for one in paths],
         stop=f"{'scancel' if cluster == 'slurm' else 'kill'} {job.job_id}",
     )
+
+
+def _submit(submitit: Any, task: NodeTask, parameters: Mapping[str, Any], **options: Any) -> Any:
+    """The submitted job.
+
+    Raises:
+        UserError: SLURM refuses it.
+    """
+    printed = StringIO()  # submitit prints the message of sbatch, and raises an error without it
+    try:
+        with redirect_stderr(printed):
+            executor = submitit.AutoExecutor(**options)
+            executor.update_parameters(**parameters)
+            return executor.submit(task)
+    except (submitit.core.utils.FailedSubmissionError, submitit.core.utils.FailedJobError) as error:
+        cause = _last_line(printed.getvalue() or str(error))
+        raise UserError(f"SLURM refuses the job: {cause}; see `videomaskfeat launch --help`") from error
 
 
 @dataclass

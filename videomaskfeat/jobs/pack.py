@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
 from videomaskfeat.data.cluster import distribute_calls
-from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Record, Records
 from videomaskfeat.data.shard_writing import Member, member_bytes, shard_bytes, video_offsets, write_shard
 from videomaskfeat.data.shards import INDEX, IndexedShard, PackedVideo, index_text
 from videomaskfeat.errors import RunFailed, UserError, counted
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 
 _SHARD = re.compile(r"\d{6}\.tar")
 
@@ -54,10 +54,7 @@ def pack(
     path: str,
     out: str,
     *,
-    format: str = "auto",
-    labels: str = "auto",
-    separator: str = "auto",
-    prefix: str = "",
+    lists: ListChoice = DETECTED_FORMAT,
     shard_mb: float = 256.0,
     ray: str = "",
     overwrite: bool = False,
@@ -70,7 +67,7 @@ def pack(
     shards that are newer than the list and their videos are kept.
 
     Args:
-        path, format, labels, separator, prefix: see :func:`~videomaskfeat.data.formats.load_records`.
+        path, lists: list or folder, and how it is read.
         out: folder to write.
         shard_mb: maximum size of a shard [MB, 10^6 bytes]; a larger video has a shard of its own.
         ray: address of a Ray cluster whose nodes write the shards, into the same folder.
@@ -85,7 +82,7 @@ def pack(
     io.check_outputs([index], overwrite=overwrite)
     if os.path.lexists(index):
         os.remove(index)  # while shards change, there must be no index
-    records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
+    records = lists.load(path)
     members, sizes, failures = _find_videos(records)
     if not members:
         source, cause = next(iter(failures.items()))

@@ -143,18 +143,29 @@ def predict(
     result = Predicted(protocol)
     if windows is not None:
         _predict_windows(classifier, recipe, paths, windows, result, films, on_prediction)
-        return _finish(result, paths, top, json_path, csv_path)
+    else:
+        _predict_videos(classifier, loader, paths, result, films, on_prediction)
+    return _finish(result, paths, top, json_path, csv_path)
+
+
+def _predict_videos(
+    classifier: VideoClassifier,
+    loader: ViewLoader,
+    paths: Sequence[str],
+    result: Predicted,
+    films: Sequence[Path],
+    on_prediction: Callable[[Predictions | WindowPredictions], None] | None,
+) -> None:
     with closing(iter(loader)) as batches:
         for batch in batches:
             result.failures.extend(VideoReadError(failure.path, failure.cause) for failure in batch.failures)
             for index in batch.index.tolist():  # empty for an unreadable video
-                predictions = classifier.predict_clips(batch.clips, records[index].path)
+                predictions = classifier.predict_clips(batch.clips, paths[index])
                 result.predictions.append(predictions)
                 if on_prediction is not None:
                     on_prediction(predictions)
-                if out is not None:
-                    _add_film(result, predictions, films[index], machine.reader)
-    return _finish(result, paths, top, json_path, csv_path)
+                if films:
+                    _add_film(result, predictions, films[index], classifier.machine.reader)
 
 
 def _predict_windows(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 
@@ -14,7 +14,6 @@ import numpy as np
 from videomaskfeat import io
 from videomaskfeat.data.check import Progress
 from videomaskfeat.data.cluster import distribute_calls
-from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.formats.writing import write_list
 from videomaskfeat.data.prepare import Encoding, PreparedVideo, prepare_video
 from videomaskfeat.data.reader import PICTURE_SUFFIXES, VideoReadError
@@ -22,6 +21,7 @@ from videomaskfeat.data.records import Record, Records
 from videomaskfeat.data.workers import READ_SECONDS
 from videomaskfeat.durations import duration_text
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.lists import DETECTED_FORMAT, ListChoice
 from videomaskfeat.texts import json_rows
 
 logger = logging.getLogger(__name__)
@@ -72,10 +72,7 @@ def prepare_videos(
     out: str,
     *,
     encoding: Encoding,
-    format: str = "auto",
-    labels: str = "auto",
-    separator: str = "auto",
-    prefix: str = "",
+    lists: ListChoice = DETECTED_FORMAT,
     workers: int = 1,
     ray: str = "",
     read_seconds: float = READ_SECONDS,
@@ -87,7 +84,7 @@ def prepare_videos(
     is left out of the new list, and named in OUT/failures.txt.
 
     Args:
-        path, format, labels, separator, prefix: see :func:`~videomaskfeat.data.formats.load_records`.
+        path, lists: list or folder, and how it is read.
         out: folder to write.
         workers: number of processes, at least 1.
         ray: address of a Ray cluster that re-encodes instead; its nodes write into the same folder. See
@@ -100,32 +97,17 @@ def prepare_videos(
             list, files of something else, or videos prepared with other options.
         RunFailed: a file cannot be written.
     """
-    records = load_records(path, format=format, labels=labels, prefix=prefix, separator=separator)
+    records = lists.load(path)
     if records.ends_with(PICTURE_SUFFIXES).any():
         raise UserError(f"{path} contains pictures; prepare-videos needs videos, or folders of frames")
-    targets = _name_targets(records)
-    for source, target in targets.items():
-        if os.path.realpath(source) == os.path.realpath(os.path.join(out, target)):
-            raise UserError(f"{out} contains the video {source} of the list; choose another folder")
+    targets = _name_targets(records, out)
     name = os.path.splitext(os.path.basename(os.path.normpath(path)))[0]
     new_list, damaged, classes = (
         os.path.join(out, one) for one in (f"{name}.csv", "failures.txt", "classes.txt")
     )
     log = os.path.join(out, _LOG)
     _check_folder(path, [new_list, damaged, classes], started=io.is_file(log))
-    io.make_folder(out)
-    known = _read_log(log, encoding)
-    if not known:
-        with io.whole_file(log) as file:
-            file.write(json.dumps({"encoding": asdict(encoding)}) + "\n")
-    for folder in sorted({os.path.dirname(os.path.join(out, target)) for target in targets.values()}):
-        io.make_folder(folder)
-        io.remove_temporary_files(folder)
-    videos = {
-        source: known[source]
-        for source, target in targets.items()
-        if source in known and _has_size(os.path.join(out, target), known[source].bytes[1])
-    }
+    videos = _open_folder(out, targets, log, encoding)
     earlier, failures = len(videos), dict[str, str]()
     calls = [
         (source, os.path.join(out, target), encoding)
@@ -153,11 +135,9 @@ def prepare_videos(
         if record.path in videos
     ]
     write_list(new_list, rows)
-    with io.whole_file(damaged, errors="surrogateescape") as file:
-        file.writelines(f"{source}: {cause}\n" for source, cause in failures.items())
+    _write_lines(damaged, (f"{source}: {cause}" for source, cause in failures.items()))
     if records.class_names:
-        with io.whole_file(classes, errors="surrogateescape") as file:
-            file.writelines(f"{name}\n" for name in records.class_names)
+        _write_lines(classes, records.class_names)
     return PreparedList(new_list, videos, failures, earlier)
 
 
@@ -168,8 +148,12 @@ def _prepare(source: str, target: str, encoding: Encoding) -> PreparedVideo | Vi
         return error
 
 
-def _name_targets(records: Records) -> dict[str, str]:
-    """The new file of each source, below ``videos/`` with its path below the folder of the list."""
+def _name_targets(records: Records, out: str) -> dict[str, str]:
+    """The new file of each source, below ``videos/`` with its path below the folder of the list.
+
+    Raises:
+        UserError: it would replace its source.
+    """
     targets, taken = dict[str, str](), set[str]()
     for record in records:
         if record.path in targets:
@@ -181,7 +165,15 @@ def _name_targets(records: Records) -> dict[str, str]:
         stem = io.free_name(stem, taken)
         taken.add(stem)
         targets[record.path] = f"{stem}.mp4"
+    for source, target in targets.items():
+        if os.path.realpath(source) == os.path.realpath(os.path.join(out, target)):
+            raise UserError(f"{out} contains the video {source} of the list; choose another folder")
     return targets
+
+
+def _write_lines(path: str, lines: Iterable[str]) -> None:
+    with io.whole_file(path, errors="surrogateescape") as file:
+        file.writelines(f"{line}\n" for line in lines)
 
 
 def _check_folder(path: str, outputs: Sequence[str], *, started: bool) -> None:
@@ -191,6 +183,28 @@ def _check_folder(path: str, outputs: Sequence[str], *, started: bool) -> None:
         raise UserError(f"{path}: the new list would replace this one; choose another folder")
     if existing and not started:
         raise UserError(f"{existing[0]} exists, and is not of prepare-videos; choose another folder")
+
+
+def _open_folder(
+    out: str, targets: Mapping[str, str], log: str, encoding: Encoding
+) -> dict[str, PreparedVideo]:
+    """Create the folder and its log, or continue them; returns the complete videos by source.
+
+    Raises:
+        UserError: an earlier command prepared videos with other options.
+    """
+    io.make_folder(out)
+    known = _read_log(log, encoding)
+    if not known:
+        _write_lines(log, [json.dumps({"encoding": asdict(encoding)})])
+    for folder in sorted({os.path.dirname(os.path.join(out, target)) for target in targets.values()}):
+        io.make_folder(folder)
+        io.remove_temporary_files(folder)
+    return {
+        source: known[source]
+        for source, target in targets.items()
+        if source in known and _has_size(os.path.join(out, target), known[source].bytes[1])
+    }
 
 
 def _read_log(log: str, encoding: Encoding) -> dict[str, PreparedVideo]:

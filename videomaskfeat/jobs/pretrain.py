@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from videomaskfeat.data.formats import check_lists
 from videomaskfeat.data.loader import FailureCounter
@@ -20,7 +21,7 @@ from videomaskfeat.engine.run import Outcome, Run, run_training
 from videomaskfeat.methods.build import build_method, heldout_loader, training_loader
 from videomaskfeat.methods.method import HeldOutLoss
 from videomaskfeat.models.cost import multiply_adds
-from videomaskfeat.models.weights import save_weights
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.recipe import METADATA_KEY
 from videomaskfeat.schemas.pretrain import PretrainConfig, ProbeConfig
 from videomaskfeat.targets.target import margin
@@ -112,12 +113,20 @@ class PretrainRun(Run):
     def set_progress(self, progress: float) -> None:
         self.method.set_progress(progress)
 
+    @classmethod
+    def graph_obstacle(cls, config: PretrainConfig) -> str:
+        name = config.method.name
+        return "" if name == "masked" else f"method.name={name} has been used without CUDA graphs only"
+
     def before_step(self) -> None:
         """Let the method freeze weights."""
         self.method.before_step()
 
-    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float | Tensor]:
         return self.method.after_step(progress, states)
+
+    def watch(self, figures: Mapping[str, float], progress: float) -> None:
+        self.method.watch(figures, progress)
 
     @property
     def state(self) -> Mapping[str, Stateful]:
@@ -172,7 +181,7 @@ class PretrainRun(Run):
     def save(self, path: Path) -> None:
         for name, model in self.method.weights().items():
             metadata = {METADATA_KEY: self.method.recipe.to_json()}
-            save_weights(path.parent / name, model, metadata=metadata)
+            save_model(model, path.parent / name, metadata=metadata)
 
     def finish(self) -> dict[str, Any]:
         """Write the final weights, which are averaged if there is an average, and evaluate them."""

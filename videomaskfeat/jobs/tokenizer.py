@@ -34,6 +34,7 @@ from videomaskfeat.metrics.accuracy import perplexity
 from videomaskfeat.models import published_vit
 from videomaskfeat.models.loading import load_model
 from videomaskfeat.models.perceptual import PerceptualDistance
+from videomaskfeat.models.saving import save_model
 from videomaskfeat.models.tokenizers import (
     Codebook,
     CodeStatistics,
@@ -42,7 +43,6 @@ from videomaskfeat.models.tokenizers import (
     VectorQuantizer,
     create_tokenizer,
 )
-from videomaskfeat.models.weights import save_weights
 from videomaskfeat.schemas.tokenizer import TokenizerConfig
 from videomaskfeat.stored_recipe import read_clip_recipe
 from videomaskfeat.targets.target import margin
@@ -166,7 +166,7 @@ class TokenizerRun(Run):
             "mean": self.tokenizer.mean.flatten().tolist(),
             "std": self.tokenizer.std.flatten().tolist(),
         }
-        save_weights(path, self.tokenizer, metadata={RECIPE_KEY: json.dumps(recipe)})
+        save_model(self.tokenizer, path, metadata={RECIPE_KEY: json.dumps(recipe)})
 
     def finish(self) -> dict[str, Any]:
         """Write the weights and measure them."""
@@ -243,6 +243,7 @@ def check_keys(config: TokenizerConfig) -> None:
         "optim.layer_decay": optim.layer_decay != 1,
         "optim.ema_decay": optim.ema_decay is not None,
         "run.compile": run.compile,
+        "run.compile_mode": run.compile_mode != "default",
         "run.activation_checkpointing": run.activation_checkpointing,
     }
     for name, changed in useless.items():

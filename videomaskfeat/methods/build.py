@@ -43,6 +43,8 @@ def build_method(config: PretrainConfig) -> Method:
     Raises:
         UserError: a name or argument is unknown, or the components do not fit each other.
     """
+    from videomaskfeat.engine.compiling import compiled_mode
+
     name, model = config.method.name, config.model
     build = method_class(name)
     arguments = check_arguments(
@@ -52,7 +54,7 @@ def build_method(config: PretrainConfig) -> Method:
     recipe = PretrainRecipe.of(config)
     supplied: dict[str, Any] = {
         "recipe": recipe,
-        "compiled": config.run.compile,
+        "compiled": compiled_mode(config.run),
         "epochs": config.optim.epochs,
     }
     checkpoint_blocks = config.run.activation_checkpointing

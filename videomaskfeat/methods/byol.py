@@ -106,7 +106,7 @@ class Byol(PairMethod):
         recipe: PretrainRecipe,
         encoder: Encoder,
         epochs: float,
-        compiled: bool = False,
+        compiled: str = "",
         projection: int = 256,
         hidden_width: int = 4096,
         summary: str = "mean",

@@ -123,7 +123,7 @@ class Ibot(PairMethod):
         recipe: PretrainRecipe,
         encoder: Encoder,
         epochs: float,
-        compiled: bool = False,
+        compiled: str = "",
         head: Mapping[str, Any] | None = None,
         shared_head: bool = True,
         summary: str = "token",

@@ -172,7 +172,7 @@ class Latent(TeacherMethod):
         *,
         recipe: PretrainRecipe,
         encoder: Encoder,
-        compiled: bool = False,
+        compiled: str = "",
         blocks: int = 1,
         depths: Sequence[int] = (),
         visible_weight: float = 0.0,
@@ -200,28 +200,19 @@ class Latent(TeacherMethod):
         check_last_blocks(encoder, blocks, size)
         self.depths, self.blocks, self.beta = _check_depths(encoder, depths, blocks), blocks, beta
         self.visible_weight = _visible_weight(visible_weight, visible_ramp)
-        width = sum(encoder.block_widths[depth - 1] for depth in self.depths) or encoder.out_width
-        build: Callable[[], nn.Module] = partial(MlpPredictor, width, hidden_width=predictor_width)
-        sizes: dict[str, Any] = {
-            "hidden_width": predictor_width,
-            "depth": predictor_depth,
-            "heads": predictor_heads,
-            "grid": grid,
-            "fused_width": encoder.out_width if self.depths else None,
-            "rotary": getattr(encoder, "rotary", False),
-        }
-        if predictor == "transformer":
-            build = partial(TransformerPredictor, width, **sizes)
         if context == "visible":
             _check_visible(encoder, predictor, recipe)
-            build = partial(VisiblePredictor, width, predict_visible=visible_weight > 0, **sizes)
-        head = build_within_memory(build, "the predictor of method.arguments")
-        depth_features = DepthFeatures(encoder, self.depths) if self.depths else None
-        student: nn.Module
-        if isinstance(head, VisiblePredictor):
-            student = VisibleStudent(cast(ViT, encoder), head, depth_features)
-        else:
-            student = LatentStudent(MaskedEncoder(encoder, summary="mean"), head, depth_features)
+            predictor = "visible"
+        student = _build_student(
+            encoder,
+            self.depths,
+            predictor,
+            grid=grid,
+            width=predictor_width,
+            depth=predictor_depth,
+            heads=predictor_heads,
+            predict_visible=visible_weight > 0,
+        )
         self._example_mask = torch.from_numpy(example)
         super().__init__(
             recipe=recipe,
@@ -317,6 +308,48 @@ def _visible_weight(weight: float, ramp: Sequence[float]) -> Callable[[float], f
     if not weight:
         return None
     return lambda progress: float(np.interp(progress, ramp, (0.0, weight)))
+
+
+def _build_student(
+    encoder: Encoder,
+    depths: Sequence[int],
+    predictor: str,
+    *,
+    grid: TokenGrid,
+    width: int,
+    depth: int,
+    heads: int,
+    predict_visible: bool,
+) -> LatentStudent | VisibleStudent:
+    """The encoder with a predictor.
+
+    Args:
+        encoder: the encoder.
+        depths: numbers of the blocks whose outputs are predicted; empty: the last one.
+        predictor: "mlp", "transformer", or "visible", for an encoder that sees no hidden positions.
+        grid: grid of the predictions.
+        width, depth, heads: sizes of the predictor; "mlp" has only the width.
+        predict_visible: whether "visible" predicts the visible positions too.
+    """
+    out_width = sum(encoder.block_widths[depth - 1] for depth in depths) or encoder.out_width
+    build: Callable[[], nn.Module] = partial(MlpPredictor, out_width, hidden_width=width)
+    sizes: dict[str, Any] = {
+        "hidden_width": width,
+        "depth": depth,
+        "heads": heads,
+        "grid": grid,
+        "fused_width": encoder.out_width if depths else None,
+        "rotary": getattr(encoder, "rotary", False),
+    }
+    if predictor == "transformer":
+        build = partial(TransformerPredictor, out_width, **sizes)
+    elif predictor == "visible":
+        build = partial(VisiblePredictor, out_width, predict_visible=predict_visible, **sizes)
+    head = build_within_memory(build, "the predictor of method.arguments")
+    depth_features = DepthFeatures(encoder, depths) if depths else None
+    if isinstance(head, VisiblePredictor):
+        return VisibleStudent(cast(ViT, encoder), head, depth_features)
+    return LatentStudent(MaskedEncoder(encoder, summary="mean"), head, depth_features)
 
 
 def _check_visible(encoder: Encoder, predictor: str, recipe: PretrainRecipe) -> None:

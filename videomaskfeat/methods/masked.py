@@ -33,10 +33,11 @@ class MaskedPrediction(Method):
     """
 
     def __init__(
-        self, *, recipe: PretrainRecipe, student: nn.Module, target: Target, compiled: bool = False
+        self, *, recipe: PretrainRecipe, student: nn.Module, target: Target, compiled: str = ""
     ) -> None:
         super().__init__(recipe=recipe, student=student, encoder=student, compiled=compiled)
         self.target = target
+        self._equal_masks = getattr(student, "equal_masks", False)
         self._example_mask = torch.from_numpy(recipe.draw_mask(np.random.default_rng(0)))
         self.loss_name = f"{target.loss_name} at hidden positions"
         self._compare = self.compile(self.compare)
@@ -59,16 +60,18 @@ class MaskedPrediction(Method):
     def loss(self, network: nn.Module, batch: PretrainBatch) -> StepResult:
         """The target's loss over the hidden positions of a batch."""
         pixels = self.pixels(batch.clips)
-        return StepResult(*self._compare(network, pixels, self._target_of(pixels), batch.mask))
+        # A number that the batch knows spares the host a wait for the device, and the compiler a graph break.
+        known = (batch.hidden_cells,) if self._equal_masks and batch.hidden_cells is not None else ()
+        return StepResult(*self._compare(network, pixels, self._target_of(pixels), batch.mask, *known))
 
     def make_target(self, batch: PretrainBatch) -> Any:
         return self._target_of(self.pixels(batch.clips))
 
     def compare(
-        self, network: nn.Module, pixels: Tensor, target: Any, mask: Tensor
+        self, network: nn.Module, pixels: Tensor, target: Any, mask: Tensor, *hidden_cells: int
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Pixels [B, C, T, H, W], their target, mask bool [B, t', h', w'] -> loss [] and its components."""
-        return self.target.loss_parts(network(pixels, mask), target, mask)
+        return self.target.loss_parts(network(pixels, mask, *hidden_cells), target, mask)
 
     def tally(self) -> LossTally:
         return self.target.tally()

@@ -117,7 +117,7 @@ class Method(ABC):
         student: the model that is optimized, averaged (``optim.ema_decay``) and saved with the checkpoints.
         encoder: the part of the student with ``blocks``, ``token_grid`` and ``output_grid``.
         masked: whether the student's inputs are clips and masks instead of clips alone.
-        compiled: compile the computation of the step.
+        compiled: mode of torch.compile for the computation of the step; empty: it is not compiled.
     """
 
     loss_name: str = "loss"
@@ -136,7 +136,7 @@ class Method(ABC):
         student: nn.Module,
         encoder: nn.Module,
         masked: bool = True,
-        compiled: bool = False,
+        compiled: str = "",
     ) -> None:
         self.recipe, self.student, self.encoder = recipe, student, encoder
         self._masked, self._compiled = masked, compiled
@@ -245,7 +245,7 @@ class Method(ABC):
     def before_step(self) -> None:  # noqa: B027 - most methods always train all weights
         """Called on all ranks when a step's gradients are complete; a gradient of None freezes a weight."""
 
-    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float]:
+    def after_step(self, progress: float, states: Sequence[Any]) -> Mapping[str, float | Tensor]:
         """Called on all ranks after every optimizer step.
 
         Args:
@@ -253,12 +253,16 @@ class Method(ABC):
             states: results of :meth:`loss` for the step's micro-batches on this rank.
 
         Returns:
-            Numbers for the log by name, the same on every rank.
+            Numbers for the log by name, or 0-d tensors on the device; the same on every rank.
+        """
+        return {}
+
+    def watch(self, figures: Mapping[str, float], progress: float) -> None:  # noqa: B027
+        """Called on all ranks with the numbers of :meth:`after_step` of each step, once the host has them.
 
         Raises:
             RunFailed: on all ranks, if the run cannot continue.
         """
-        return {}
 
     @torch.no_grad()
     def heldout_loss(
@@ -306,8 +310,10 @@ class Method(ABC):
         return {"weights.safetensors": self.student}
 
     def compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled if the run is."""
-        return torch.compile(function) if self._compiled else function
+        """The function, compiled if the run is; for functions of network and loss."""
+        from videomaskfeat.engine.compiling import compile_function
+
+        return compile_function(function, self._compiled)
 
     def pixels(self, clips: Tensor) -> Tensor:
         """uint8 [B, T, H, W, C] -> float32 [B, C, T, H, W], normalized."""

@@ -192,23 +192,25 @@ class TeacherMethod(Method):
         sums = {name: sum_of_rows(rows) for name, rows in compared.rows.items()}
         return StepResult(compared.loss, compared.metrics, sums)
 
-    def after_step(self, progress: float, states: Sequence[Mapping[str, Tensor]]) -> Mapping[str, float]:
-        """Update teacher and centers, and return the figures of the step for the log.
-
-        Raises:
-            RunFailed: the features have collapsed.
-        """
+    def after_step(
+        self, progress: float, states: Sequence[Mapping[str, Tensor]]
+    ) -> Mapping[str, float | Tensor]:
+        """Update teacher and centers, and return the figures of the step for the log."""
         momentum = self.teacher.momentum(self.progress)  # of this step, as its learning rate
         self.teacher.follow(self.followed, self.progress)
         self._position.progress = progress
         means = {name: mean_of_rows([sums[name] for sums in states]) for name in states[0]}
         for name, center in self.centers.items():
             center.update(means[name])
-        tensors = self.figures(means)
-        values = torch.stack([value.float().reshape(()) for value in tensors.values()]).tolist()
-        figures = dict(zip(tensors, values, strict=True))
+        return {**self.figures(means), "teacher_momentum": momentum}
+
+    def watch(self, figures: Mapping[str, float], progress: float) -> None:
+        """See :meth:`~videomaskfeat.methods.method.Method.watch`.
+
+        Raises:
+            RunFailed: the features have collapsed.
+        """
         self._stop.watch(figures, progress)
-        return {**figures, "teacher_momentum": momentum}
 
     def tally(self) -> ComparisonTally:
         return ComparisonTally(self.best_constant)

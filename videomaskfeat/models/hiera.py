@@ -170,6 +170,17 @@ class HieraBlock(nn.Module):
         return queries, keys
 
 
+def _check_pooling(
+    stages: Sequence[int], q_pool: int, stride: Sequence[int], mask_unit: Sequence[int]
+) -> None:
+    whole = [step**q_pool for step in stride]
+    if not 0 <= q_pool < len(stages) or any(a < 1 or a % b for a, b in zip(mask_unit, whole, strict=True)):
+        raise UserError(
+            f"q_pool {q_pool} must be 0..{len(stages) - 1}, and a mask_unit of {list(mask_unit)} tokens "
+            f"must be a multiple of q_pool_stride {list(stride)} to that power"
+        )
+
+
 class Hiera(Encoder):
     """Hiera (arXiv 2306.00989): width and heads double at each stage, and queries are pooled.
 
@@ -236,14 +247,7 @@ class Hiera(Encoder):
                 f"heads {heads}: "
                 "each stage needs a block and a value of unit_attention, and heads must divide the width"
             )
-        whole = [step**q_pool for step in q_pool_stride]
-        if not 0 <= q_pool < len(stages) or any(
-            a < 1 or a % b for a, b in zip(mask_unit, whole, strict=True)
-        ):
-            raise UserError(
-                f"q_pool {q_pool} must be 0..{len(stages) - 1}, and a mask_unit of {list(mask_unit)} tokens "
-                f"must be a multiple of q_pool_stride {list(q_pool_stride)} to that power"
-            )
+        _check_pooling(stages, q_pool, q_pool_stride, mask_unit)
         super().__init__(
             CubeEmbed(in_channels, width, kernel=cube_kernel, stride=cube_stride, padding=cube_padding),
             clip_size,

@@ -13,7 +13,7 @@ from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.hiera import Hiera, divide, ungroup_units
 from videomaskfeat.models.initialization import draw_weights
 from videomaskfeat.models.layers import Linear, check_positive
-from videomaskfeat.models.mae import DecoderHead, visible_places
+from videomaskfeat.models.mae import DecoderHead, hidden_count, visible_places
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
 from videomaskfeat.models.positions import joint_positions
 
@@ -96,7 +96,7 @@ class HieraMAE(MaskedModel, Hiera):
         """The grid of mask units."""
         return self.unit_grid(self.token_grid(clip_shape))
 
-    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         """See :meth:`~videomaskfeat.models.maskfeat.MaskedModel.predict`.
 
         Raises:
@@ -107,7 +107,7 @@ class HieraMAE(MaskedModel, Hiera):
         grid = self.token_grid(clips.shape)
         units = self.unit_grid(grid)
         hidden = resize_mask(mask, units)  # [B, t, h, w] of units
-        visible = visible_places(hidden)  # [B, V]
+        visible = visible_places(hidden, hidden_count(mask, hidden_cells, units))  # [B, V]
         encoded = self.encode_units(clips, hidden, visible)  # [B, V*u', D]
         tokens = self.decoder_embed(self.decoder_fusion_norm(encoded))
         tokens = tokens.unflatten(1, (visible.shape[1], -1))  # [B, V, u', D']

@@ -27,14 +27,7 @@ from videomaskfeat.models.inflation import Inflate, inflate_images
 from videomaskfeat.models.load_report import LoadReport, list_names
 from videomaskfeat.models.outlines import other_encoder
 from videomaskfeat.models.positions import CLASS, FIXED, SPACE, TABLE, TIME, fixed_positions, joint_positions
-from videomaskfeat.models.weights import (
-    Weights,
-    created_as,
-    is_own,
-    read_state,
-    read_weights,
-    weights_file,
-)
+from videomaskfeat.models.weights import Weights, created_as, is_own, read_state, read_weights, weights_file
 from videomaskfeat.models.zoo import MODELS, arguments_of, create_unset
 
 logger = logging.getLogger(__name__)

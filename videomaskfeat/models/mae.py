@@ -153,7 +153,7 @@ class MAE(MaskedModel, ViT):
             draw_weights(self.pred_head, self.initialization)
             draw_weights(self.decoder_embed, self.initialization)
 
-    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         """See :meth:`~videomaskfeat.models.maskfeat.MaskedModel.predict`.
 
         Raises:
@@ -161,7 +161,7 @@ class MAE(MaskedModel, ViT):
         """
         self.patch_embed.check(clips)
         grid = self.token_grid(clips.shape)
-        visible = visible_places(resize_mask(mask, grid))  # [B, V]
+        visible = visible_places(resize_mask(mask, grid), hidden_count(mask, hidden_cells, grid))  # [B, V]
         encoded = self.encode_visible(clips, visible)  # [B, P+V, D]
         return self.decode(encoded, visible, grid).unflatten(1, grid.shape)
 
@@ -183,13 +183,31 @@ class MAE(MaskedModel, ViT):
         return torch.cat([first, joint_positions(rest, self.native_grid, grid)], dim=1)
 
 
-def visible_places(hidden: Tensor) -> Tensor:
+def hidden_count(mask: Tensor, hidden_cells: int | None, grid: TokenGrid) -> int | None:
+    """Number of hidden positions of each sample on ``grid``, if that of the mask's cells is known.
+
+    Args:
+        mask: bool [B, t', h', w'].
+        hidden_cells: number of its hidden cells per sample.
+        grid: a multiple of the mask's grid.
+    """
+    return None if hidden_cells is None else hidden_cells * (grid.size // mask[0].numel())
+
+
+def visible_places(hidden: Tensor, count: int | None = None) -> Tensor:
     """Positions of the visible tokens, ascending: hidden bool [B, t, h, w] -> int64 [B, V].
 
+    Args:
+        hidden: the mask.
+        count: number of hidden positions of every sample. None: they are counted, and on a GPU the host waits
+            for that.
+
     Raises:
-        UserError: the samples hide different numbers of cubes, all cubes, or none.
+        UserError: the count is unknown, and the samples hide different numbers of cubes, all cubes, or none.
     """
     hidden = hidden.flatten(1)
+    if count is not None:
+        return _first_visible(hidden, hidden.shape[1] - count)
     counts, total = hidden.sum(dim=1).tolist(), hidden.shape[1]
     if min(counts) != max(counts):
         raise UserError(
@@ -200,5 +218,9 @@ def visible_places(hidden: Tensor) -> Tensor:
     if counts[0] in (0, total):
         problem = "no cube is hidden" if counts[0] == 0 else "no cube is visible to the encoder"
         raise UserError(f"{problem}, of {total} cubes; change mask.ratio")
+    return _first_visible(hidden, total - counts[0])
+
+
+def _first_visible(hidden: Tensor, count: int) -> Tensor:
     # A stable sort puts visible positions first and keeps their order.
-    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, : total - counts[0]]
+    return hidden.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]

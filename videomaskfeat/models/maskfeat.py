@@ -27,13 +27,17 @@ class MaskedModel(Encoder, ABC):
     values_per_token: int
     equal_masks = False
 
-    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None
+    ) -> Tensor:
         """Predict the target at all positions.
 
         Args:
             clips: float [B, C, T, H, W], normalized; or images [B, C, H, W].
             mask: bool [B, t', h', w'], for images [B, h', w'], True = hidden; its grid divides the token
                 grid.
+            hidden_cells: number of hidden cells of each mask, if known. Models with ``equal_masks`` count
+                them otherwise, and on a GPU the host waits for that; others do not use it.
 
         Returns:
             [B, t, h, w, K] on :meth:`output_grid`; for images [B, h, w, K].
@@ -41,16 +45,17 @@ class MaskedModel(Encoder, ABC):
         Raises:
             UserError: the clip is not a multiple of the cube, or the mask's grid does not divide its tokens.
         """
+        known = () if hidden_cells is None else (hidden_cells,)
         if clips.ndim == 4:
-            return self.predict(as_clips(clips), mask[:, None])[:, 0]
-        return self.predict(clips, mask)
+            return self.predict(as_clips(clips), mask[:, None], *known)[:, 0]
+        return self.predict(clips, mask, *known)
 
     def mask_grid(self, clip_shape: Sequence[int]) -> TokenGrid:
         """The finest grid of masks, for a clip whose shape ends in (T, H, W): what is hidden as a whole."""
         return self.output_grid(clip_shape)
 
     @abstractmethod
-    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         """:meth:`forward` for clips only."""
 
 
@@ -118,7 +123,7 @@ class MaskFeat(MaskedModel):
         if self.initialization != "slowfast":
             draw_head(self.pred_head, self.initialization)
 
-    def predict(self, clips: Tensor, mask: Tensor) -> Tensor:
+    def predict(self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         if self.blank_hidden:
             hidden = resize_mask(mask, self.token_grid(clips.shape))  # [B, t, h, w]
             pixels = resize_mask(hidden, TokenGrid(*clips.shape[2:]))[:, None]  # [B, 1, T, H, W]

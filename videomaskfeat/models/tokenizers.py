@@ -411,7 +411,7 @@ def create_tokenizer(kind: str, /, **arguments: Any) -> TrainedTokenizer:
 
     Returns:
         The tokenizer in training mode; ``created_as`` is (kind, arguments), for
-        :func:`~videomaskfeat.models.weights.save_weights`.
+        :func:`~videomaskfeat.models.saving.save_model`.
 
     Raises:
         UserError: unknown kind or argument, or a value out of range.

@@ -1,28 +1,24 @@
-"""Weights files: our own (safetensors with the model's name inside), state dicts and checkpoints.
+"""Reading of weights files: our own (safetensors with the model's name inside), state dicts and checkpoints.
 
-:mod:`videomaskfeat.models.loading` loads them into models.
+:mod:`videomaskfeat.models.loading` loads them into models; :mod:`videomaskfeat.models.saving` writes ours.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from videomaskfeat import import_object
 from videomaskfeat.errors import UserError
 from videomaskfeat.io import is_file, is_folder, local_path
 from videomaskfeat.tensor_files import (
     read_metadata,
     read_safetensors,
     read_torch_file,
-    write_safetensors,
 )
 from videomaskfeat.texts import parse_json, show_text
 
@@ -30,63 +26,6 @@ from videomaskfeat.texts import parse_json, show_text
 _STATE_KEYS = ("model_state", "state_dict", "model", "module", "target_encoder", "ema_encoder", "encoder")
 # Weights in a folder of transformers or timm.
 _FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-class Recipe(Protocol):
-    """How the clips of a model are cut, such as :class:`~videomaskfeat.stored_recipe.ClassifyRecipe`."""
-
-    key: ClassVar[str]
-
-    def to_json(self) -> str:
-        """JSON for the metadata key ``key``."""
-        ...
-
-
-def save_model(
-    model: nn.Module,
-    path: str | os.PathLike[str],
-    *,
-    recipe: Recipe | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a model's weights as safetensors, with its name and arguments; :func:`load_model` reads it.
-
-    Adapters of :func:`~videomaskfeat.models.lora.add_lora` are merged into the weights.
-    The file is written completely or not at all (:func:`~videomaskfeat.io.whole_path`).
-
-    Args:
-        model: created by :func:`~videomaskfeat.models.zoo.create_model`.
-        path: a local file, usually ``.safetensors``.
-        recipe: how clips are cut, so that ``load_classifier``, ``load_encoder`` or ``load_detector`` read the
-            file, such as ``VideoDataset.recipe``.
-        metadata: more texts for the file, by key; not "model" or "arguments".
-
-    Raises:
-        UserError: the model was not created by ``create_model``, so it could not be built from the file.
-        RunFailed: the file cannot be written.
-    """
-    created_as = getattr(model, "created_as", None)
-    if created_as is None:
-        raise UserError(
-            f"{os.fspath(path)}: cannot save a {type(model).__name__} that create_model did not create; "
-            "create the model with create_model, or save its state_dict yourself"
-        )
-    name, arguments = created_as
-    state = model.state_dict()
-    if any(".lora_" in key for key in state):
-        state = import_object("videomaskfeat.models.lora:merged_state")(model)
-    state = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    own = {"format": "pt", "model": name, "arguments": json.dumps(arguments)}
-    if recipe is not None:
-        own[recipe.key] = recipe.to_json()
-    write_safetensors(Path(path), state, {**(metadata or {}), **own})
-
-
-def save_weights(
-    path: str | os.PathLike[str], model: nn.Module, *, metadata: Mapping[str, str] | None = None
-) -> None:
-    """:func:`save_model` with the path first."""
-    save_model(model, path, metadata=metadata)
 
 
 def weights_file(path: str | os.PathLike[str]) -> str:
@@ -118,7 +57,7 @@ def created_as(path: str) -> tuple[str, dict[str, Any]]:
     metadata = read_metadata(path)
     if "model" not in metadata:
         raise UserError(
-            f"{path} contains no model name, so save_weights did not write it; create the model with "
+            f"{path} contains no model name, so save_model did not write it; create the model with "
             "create_model and use load_into"
         )
     try:

@@ -329,7 +329,7 @@ def create_model(
 
     Returns:
         The model in training mode; ``created_as`` is (name, arguments), for
-        :func:`~videomaskfeat.models.weights.save_weights`.
+        :func:`~videomaskfeat.models.saving.save_model`.
 
     Raises:
         UserError: an unknown name or argument, a value of the wrong type or out of range, a model whose

@@ -13,6 +13,7 @@ CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by wor
 READERS = ("auto", "decord", "pyav")
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
+COMPILE_MODES = {"default": "", "reduce-overhead": "CUDA graphs, with one process on a GPU"}
 PARALLEL = {
     "ddp": "every rank has all weights",
     "fsdp": "sharded over all ranks",
@@ -119,6 +120,7 @@ class RunConfig:
         free=True,
     )
     compile: bool = key(False, "torch.compile; on a CPU it needs a C++ compiler", free=True)
+    compile_mode: str = key("default", "mode of torch.compile", choices=COMPILE_MODES, free=True)
     activation_checkpointing: bool = key(False, "activation checkpointing: less memory, slower", free=True)
     memory_gb: float | None = key(
         None,

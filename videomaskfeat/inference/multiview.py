@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas.sections import ListConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe
+
+if TYPE_CHECKING:
+    from videomaskfeat.engine.run import Run
 
 T = TypeVar("T")
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -283,17 +286,10 @@ def distinct_paths(lists: Iterable[Records]) -> list[str]:
     return list(dict.fromkeys(record.path for records in lists for record in records))
 
 
-def hold_videos(
-    data: ListConfig,
-    loaders: Iterable[Any],
-    lists: Iterable[Records],
-    *,
-    log: Callable[[str], None],
-) -> VideoMemory | None:
-    """Decode the videos of lists into memory, once per machine; None with ``data.cache=none``.
+def hold_videos(run: Run) -> VideoMemory | None:
+    """Decode the videos of a training into memory, once per machine; None with ``data.cache=none``.
 
-    The data sets of the loaders read from it. A loader may be None. ``log`` receives the expected and the
-    used memory on rank 0.
+    The data sets of its loaders read from it. The expected and the used memory are logged on rank 0.
 
     All ranks must call it. The frames are in a file of the temporary folder (TMPDIR), which stays in the
     system's page cache. Its name is removed as soon as all ranks have opened it.
@@ -302,9 +298,10 @@ def hold_videos(
         UserError: the frames do not fit. It is raised before the first video is decoded if the sizes of the
             files show it.
     """
+    data: ListConfig = run.config.data
     if data.cache == "none":
         return None
-    paths = distinct_paths(lists)
+    paths = distinct_paths(run.video_lists())
     local_rank = int(os.environ.get("LOCAL_RANK", "0")) if distributed.world_size() > 1 else 0
 
     def decode() -> tuple[str, dict[str, StoredVideo]]:
@@ -314,7 +311,7 @@ def hold_videos(
         if not need.fits:
             raise UserError(need.problem)
         if distributed.is_main():
-            log(f"cache     {need}")
+            run.folder.log(f"cache     {need}")
         with tempfile.NamedTemporaryFile(prefix="videomaskfeat-", delete=False) as file:
             try:
                 videos = decode_videos(
@@ -337,11 +334,11 @@ def hold_videos(
     finally:
         if local_rank == 0:
             os.unlink(name)
-    for loader in loaders:
+    for loader in (run.loader, run.heldout):
         if loader is not None:
             loader.dataset.memory = memory
     if distributed.is_main():
-        log(f"cache     {len(videos)} of {len(paths)} videos in memory: {size_text(memory.bytes)}")
+        run.folder.log(f"cache     {len(videos)} of {len(paths)} videos in memory: {size_text(memory.bytes)}")
     return memory
 
 

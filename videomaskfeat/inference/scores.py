@@ -28,6 +28,7 @@ from videomaskfeat.metrics.accuracy import (
     Accuracy,
     MultiLabelScore,
     accuracy,
+    chance_precision,
     class_accuracies,
     confusion_matrix,
     label_ranks,
@@ -402,7 +403,13 @@ def _write_confusion(folder: Path, scored: ScoredList) -> tuple[np.ndarray, list
 def _write_precisions(folder: Path, scored: ScoredList, score: MultiLabelScore) -> list[ClassPrecision]:
     """Write per_class.csv of a multi-label list; returns its content."""
     precisions = [
-        ClassPrecision(label, scored.class_text(label), int(count), float(ap))
+        ClassPrecision(
+            label,
+            scored.class_text(label),
+            int(count),
+            float(ap),
+            100 * chance_precision(int(count), score.videos) if count else float("nan"),
+        )
         for label, (count, ap) in enumerate(zip(score.counts, score.ap, strict=True))
     ]
     lines = [(row.label, row.name, row.videos, f"{row.ap:.2f}" if row.videos else "") for row in precisions]

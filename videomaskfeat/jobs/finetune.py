@@ -143,13 +143,11 @@ class FinetuneRun(Run):
             )
         return lines
 
-    @property
     def video_lists(self) -> list[Records]:
-        heldout = [] if self.lists.validation is None else [self.lists.validation]
-        return [self.loader.dataset.records, *heldout]
+        return [*super().video_lists(), *([] if self.lists.validation is None else [self.lists.validation])]
 
     def prepare(self) -> None:
-        self.memory = hold_videos(self.config.data, (self.loader,), self.video_lists, log=self.folder.log)
+        self.memory = hold_videos(self)
 
     def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent.

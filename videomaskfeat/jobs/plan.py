@@ -178,7 +178,7 @@ def _plan_on(device: torch.device, config: Any, build: Callable[[Any, torch.devi
         steps = training.total_steps
         cache = None
         if _in_memory(config):
-            cache = MemoryNeed.estimate(distinct_paths(training.video_lists), config.data.reader)
+            cache = MemoryNeed.estimate(distinct_paths(training.video_lists()), config.data.reader)
     for size in sizes:
         optim = replace(config.optim, batch_size=size, accumulate=1)
         training = build(replace(config, optim=optim), device)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from videomaskfeat.data.formats import check_lists
 from videomaskfeat.data.loader import FailureCounter
-from videomaskfeat.data.records import Records
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.run import Outcome, Run, run_training
@@ -140,19 +139,16 @@ class PretrainRun(Run):
         initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
-    @property
-    def video_lists(self) -> list[Records]:
-        loaders = (self.loader, self.heldout)
-        lists = [] if self.probe is None else self.probe.lists
-        return [*(loader.dataset.records for loader in loaders if loader is not None), *lists]
+    def video_lists(self) -> list[Any]:
+        return [*super().video_lists(), *([] if self.probe is None else self.probe.lists)]
 
     def prepare(self) -> None:
-        from videomaskfeat.inference.multiview import hold_videos
+        if self.config.data.cache != "none":
+            from videomaskfeat.inference.multiview import hold_videos
 
-        loaders = (self.loader, self.heldout)
-        memory = hold_videos(self.config.data, loaders, self.video_lists, log=self.folder.log)
-        if self.probe is not None:
-            self.probe.memory = memory
+            memory = hold_videos(self)
+            if self.probe is not None:
+                self.probe.memory = memory
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 

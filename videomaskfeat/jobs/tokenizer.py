@@ -19,7 +19,6 @@ from videomaskfeat.data.batches import PretrainBatch
 from videomaskfeat.data.clips import FrameSampler, PretrainClips
 from videomaskfeat.data.formats import check_lists, load_records
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
-from videomaskfeat.data.records import Records
 from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, UniformCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
@@ -130,13 +129,8 @@ class TokenizerRun(Run):
         path = self.config.perceptual.weights
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
-    @property
-    def video_lists(self) -> list[Records]:
-        return [loader.dataset.records for loader in (self.loader, self.heldout) if loader is not None]
-
     def prepare(self) -> None:
-        loaders = (self.loader, self.heldout)
-        hold_videos(self.config.data, loaders, self.video_lists, log=self.folder.log)
+        hold_videos(self)
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:

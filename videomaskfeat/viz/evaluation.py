@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from videomaskfeat.metrics.accuracy import chance_precision
 from videomaskfeat.viz.charts import confusion_section
 from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
 
@@ -51,12 +50,20 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassPrecision:
-    """The result of one class of a multi-label list: label, name, videos, average precision [percent]."""
+    """The result of one class of a multi-label list.
+
+    Attributes:
+        label, name: class label and name.
+        videos: number of videos with the class.
+        ap: average precision [percent]; NaN without videos.
+        chance: expected average precision of random scores [percent].
+    """
 
     label: int
     name: str
     videos: int
     ap: float
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def render_evaluation(
         "confusion": section,
         "classes": _class_table(classes, chance),
         "map": result.get("map"),
-        "precisions": _precision_table(precisions, videos) if precisions else None,
+        "precisions": _precision_table(precisions) if precisions else None,
         "predicted": build_table(
             ("Class", "Videos", "Share"), [(*row, f"{100 * row[1] / videos:.1f} %") for row in counts]
         ),
@@ -279,13 +286,13 @@ def _class_table(rows: Sequence[ClassRow], chance: float) -> dict[str, Any]:
     return build_table(("Label", "Class", "Videos", "Top-1", "", "Top-5", "Most often confused with"), lines)
 
 
-def _precision_table(rows: Sequence[ClassPrecision], videos: int) -> dict[str, Any]:
+def _precision_table(rows: Sequence[ClassPrecision]) -> dict[str, Any]:
     """The classes of a multi-label list by ascending average precision; classes without videos come last."""
     lines: list[tuple[Any, ...]] = []
     for row in sorted(rows, key=lambda row: (not row.videos, row.ap if row.videos else 0.0, row.label)):
         cells: tuple[Any, ...] = ("", "")
         if row.videos:
-            bar = {"share": row.ap / 100, "good": row.ap / 100 > chance_precision(row.videos, videos)}
+            bar = {"share": row.ap / 100, "good": row.ap > row.chance}
             cells = (f"{row.ap:.1f} %", bar)
         lines.append((row.label, row.name, row.videos, *cells))
     return build_table(("Label", "Class", "Videos", "Average precision", ""), lines)

@@ -20,7 +20,7 @@ from tests.jobs.action_set import ACTIONS, CLASSES, ENCODER, ActionSet, make_act
 from tests.jobs.ranks import run_verb
 from tests.viz.pages import Page
 from videomaskfeat.config import load_config
-from videomaskfeat.data.batches import ActionBatch
+from videomaskfeat.data.ava import ActionBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.key_frames import VideoLocations, read_key_frames
 from videomaskfeat.jobs.detect import (

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
 from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.ava import ActionClips
+from videomaskfeat.data.ava import ActionBatch, ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
-from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop

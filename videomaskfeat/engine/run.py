@@ -259,6 +259,10 @@ class Run(ABC):
             if self.load_warning:
                 self.folder.log(self.load_warning)
 
+    def video_lists(self) -> list[Any]:
+        """Lists whose videos ``data.cache=memory`` decodes."""
+        return [loader.dataset.records for loader in (self.loader, self.heldout) if loader is not None]
+
     def prepare(self) -> None:  # noqa: B027
         """Measure the untrained model."""
 

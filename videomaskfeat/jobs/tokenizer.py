@@ -131,7 +131,7 @@ class TokenizerRun(Run):
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
     def prepare(self) -> None:
-        hold_videos(self.config.data, (self.loader, self.heldout), log=self.folder.log)
+        hold_videos(self)
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:

@@ -139,12 +139,14 @@ class PretrainRun(Run):
         initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
+    def video_lists(self) -> list[Any]:
+        return [*super().video_lists(), *([] if self.probe is None else self.probe.lists)]
+
     def prepare(self) -> None:
         if self.config.data.cache != "none":
             from videomaskfeat.inference.multiview import hold_videos
 
-            lists = [] if self.probe is None else self.probe.lists
-            memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
+            memory = hold_videos(self)
             if self.probe is not None:
                 self.probe.memory = memory
         self.untrained = self.heldout_loss()

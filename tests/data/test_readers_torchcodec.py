@@ -53,8 +53,8 @@ class Decoder:
         with PyAvReader(source) as reader:
             info = reader.info
         self.metadata = SimpleNamespace(
-            average_fps_from_header=info.fps,
-            average_fps=len(self._frames) / (info.duration_seconds * (1.1 if "vfr" in source else 1)),
+            average_fps_from_header=info.fps * (1.1 if "vfr" in source else 1),
+            average_fps=len(self._frames) / info.duration_seconds,
         )
 
     def __len__(self) -> int:
@@ -129,7 +129,7 @@ def test_nvdec_needs_a_gpu(played: type[Decoder], files: dict[str, Path], monkey
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with open_video(files["plain.mp4"], "torchcodec-cuda") as video:
         assert video.decoder == "torchcodec-cuda"
-    assert [call["device"] for call in played.calls] == ["cuda"]
+    assert [opened["device"] for opened in played.calls] == ["cuda"]
 
 
 LIBRARY = OSError("libnvrtc.so.13: cannot open shared object file: No such file or directory")

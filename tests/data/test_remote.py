@@ -224,8 +224,8 @@ def test_object_stores_are_read_and_their_errors_named(
         expected = list(ClipLoader(make_clips(tmp_path / "train.csv"), batch_size=2).epoch(0))
         with ClipLoader(make_clips(records), batch_size=2, workers=2) as loader:
             assert equal(tuple(loader.epoch(0)), tuple(expected))
-        parts = [ClipLoader(make_clips(records), batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
-        read = [int(index) for part in parts for batch in part.epoch(0) for index in batch.index]
+        loaders = [ClipLoader(make_clips(records), batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+        read = [int(index) for one in loaders for batch in one.epoch(0) for index in batch.index]
         assert sorted(read) == [0, 1, 2, 3]  # each video once
         with pytest.raises(UserError, match=r"s3://other/index\.json: no such file or bucket"):
             load_records("s3://other/index.json")

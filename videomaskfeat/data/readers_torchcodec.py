@@ -93,8 +93,8 @@ def load_torchcodec(reader: str = "torchcodec") -> Any:
     """The package torchcodec with its decoders.
 
     Raises:
-        UserError: it is not installed, its libraries cannot be loaded, or the reader needs a GPU and there is
-            none.
+        UserError: it is not installed, its libraries cannot be loaded, or the GPU that the reader needs is
+            missing.
     """
     try:
         package = importlib.import_module("torchcodec")

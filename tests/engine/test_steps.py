@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +178,23 @@ def test_failures_that_end_the_run_are_all_in_the_checkpoint(tmp_path: Path) -> 
     with pytest.raises(UserError, match="too many: 16"):
         train_toy(tmp_path, loader=ToyLoader(accumulate=2, failing=every), on_failures=refuse, check_lag=1)
     assert final_state(tmp_path, step=2)["progress"]["failures"] == 16
+
+
+@pytest.mark.parametrize("trouble", [signal.SIGTERM, RunFailed("no more videos")])
+def test_failures_of_the_last_step_are_reported_before_it_is_saved(tmp_path: Path, trouble: Any) -> None:
+    """The run ends while it waits for step 4, when the numbers of step 3 are not read yet."""
+    reported: list[Any] = []
+
+    def report(failures: Sequence[Any]) -> None:
+        assert not list((tmp_path / "checkpoints").glob("step_*"))  # a checkpoint contains what was reported
+        reported.extend(failures)
+
+    loader = TroubledLoader(accumulate=2, at=6, trouble=trouble)
+    loader.failing = tuple(range(SAMPLES))
+    with pytest.raises(RunFailed, match="no more videos") if isinstance(trouble, RunFailed) else nullcontext():
+        train_toy(tmp_path, loader=loader, on_failures=report, milestone_every=0, check_lag=1)
+    assert len(reported) == 24
+    assert final_state(tmp_path, step=3)["progress"]["failures"] == 24
 
 
 def stop_on_two_ranks(folder: Path) -> None:

@@ -191,7 +191,9 @@ def test_failures_of_the_last_step_are_reported_before_it_is_saved(tmp_path: Pat
 
     loader = TroubledLoader(accumulate=2, at=6, trouble=trouble)
     loader.failing = tuple(range(SAMPLES))
-    with pytest.raises(RunFailed, match="no more videos") if isinstance(trouble, RunFailed) else nullcontext():
+    with (
+        pytest.raises(RunFailed, match="no more videos") if isinstance(trouble, RunFailed) else nullcontext()
+    ):
         train_toy(tmp_path, loader=loader, on_failures=report, milestone_every=0, check_lag=1)
     assert len(reported) == 24
     assert final_state(tmp_path, step=3)["progress"]["failures"] == 24

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.viz.charts import confusion_section
-from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
+from videomaskfeat.viz.page import build_table, data_url, finite_interval, finite_number, flatten, render_page
 
 _MAX_FAILURES = 200
 _OPEN_ROWS = 30
@@ -177,7 +177,7 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     mean_ap, random = finite_number(result.get("map")), finite_number(result.get("map_chance"))
     if mean_ap is not None:
         notes = [] if random is None else [f"chance level {random:.1f} %: random scores"]
-        ends = result.get("map_interval")
+        ends = finite_interval(result.get("map_interval"))
         if ends is not None:
             notes.append(f"95 % interval {ends[0]:.1f} to {ends[1]:.1f} %: bootstrap over the videos")
         lowest = mean_ap if ends is None else min(mean_ap, ends[0])

@@ -79,6 +79,7 @@ setup(
             "s3fs>=2024.2",
             "gcsfs>=2024.2",
         ],  # http(s)://, s3://, gs://
+        "torchcodec": ["torchcodec>=0.10"],  # data.reader=torchcodec; it must fit torch
         "launch": ["submitit>=1.5"],  # jobs of SLURM
         "ray": ["ray>=2.9"],  # offline jobs on clusters
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

@@ -26,7 +26,7 @@ from videomaskfeat.config_keys import (
     section,
 )
 from videomaskfeat.data.loader import FailureCounter
-from videomaskfeat.engine.run import build_schedule
+from videomaskfeat.engine.sections import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.detect import build_detector
 from videomaskfeat.jobs.finetune import build_classifier

@@ -279,8 +279,8 @@ def test_pretraining_imports_a_small_part_of_the_package() -> None:
     known = modules()
     closure = module_level_closure("videomaskfeat.jobs.pretrain")
     lines = sum(len(known[name].read_text(encoding="utf-8").splitlines()) for name in closure)
-    assert len(closure) <= 64
-    assert lines <= 12_520
+    assert len(closure) <= 66
+    assert lines <= 12_500
     # Other encoders and methods, weights of other projects, pages, and readers of rare files.
     unused = (
         "models.vit",

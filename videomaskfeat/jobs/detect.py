@@ -22,7 +22,8 @@ from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.sections import loader_options
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score

@@ -32,7 +32,8 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Shor
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.sections import loader_options
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.clip_settings import describe_inherited

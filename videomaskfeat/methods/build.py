@@ -14,7 +14,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.run import heldout_loader_options, loader_options
+from videomaskfeat.engine.sections import heldout_loader_options, loader_options
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, is_exact

@@ -64,7 +64,7 @@ def test_estimate_is_near_the_measured_peak(name: str, precision: str, recompute
     """Within 30 %: the peak depends on the order in which torch frees memory, and on the allocator.
 
     With recomputed blocks, about 220 MiB of MViTv2-S are tensors; the rest is free memory between them. The
-    peak is 380 to 400 MiB with torch 2.13, and 450 to 520 MiB with torch 2.11, hence 40 %.
+    peak is 380 to 400 MiB with torch 2.13, and 450 to 520 MiB with torch 2.11, so 40 % are allowed.
     """
     done = subprocess.run(
         [sys.executable, "-c", PEAK, name, precision, recomputed], capture_output=True, text=True

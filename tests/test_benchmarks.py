@@ -119,8 +119,8 @@ def test_parts_are_in_order_of_importance(tmp_path: Path) -> None:
 def test_videomae_is_a_part_if_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def command(package: object) -> list[str]:
         monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
-        parts = {part.name: part for part in list_parts(tmp_path, device="cuda", dry=False)}
-        return list(parts["mae_step"].command)
+        by_name = {part.name: part for part in list_parts(tmp_path, device="cuda", dry=False)}
+        return list(by_name["mae_step"].command)
 
     assert command(object())[1:3] == ["mae_step", "videomae"]
     assert "videomae" not in command(None)

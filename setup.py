@@ -63,6 +63,7 @@ setup(
         "dev": [
             *("codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"),
             *("nbclient", "ipykernel"),  # examples/quickstart.ipynb
+            "setuptools>=70.1",  # the first that builds a wheel without the package wheel
         ],
         "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers
@@ -78,6 +79,7 @@ setup(
             "s3fs>=2024.2",
             "gcsfs>=2024.2",
         ],  # http(s)://, s3://, gs://
+        "torchcodec": ["torchcodec>=0.10"],  # data.reader=torchcodec; it must fit torch
         "launch": ["submitit>=1.5"],  # jobs of SLURM
         "ray": ["ray>=2.9"],  # offline jobs on clusters
         "docs": ["mkdocs-material>=9.5", "mkdocstrings[python]>=0.26"],

@@ -25,10 +25,11 @@ from benchmarks.bench_loader import FPS, KEYFRAME_INTERVALS, SAMPLER, pictures_w
 from benchmarks.harness import Row, alternate
 from tests.reference.randaugment import pillow_change
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
-from videomaskfeat.data.clips import ClipAugmentation, SampleKey, sample_generator
+from videomaskfeat.data.clips import SampleKey, sample_generator
 from videomaskfeat.data.formats import load_records
-from videomaskfeat.data.labeled_clips import LabeledClips
+from videomaskfeat.data.labeled_clips import DrawnAugmentation, LabeledClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
+from videomaskfeat.data.uncut import ClipChange
 from videomaskfeat.mp4 import write_mp4
 
 HEIGHT, WIDTH = 256, 340
@@ -81,6 +82,10 @@ class PillowAugmentation:
             clip[:, :, box.top : box.top + box.height, box.left : box.left + box.width] = noise
         return clip.numpy()
 
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """There is no form for another device."""
+        raise NotImplementedError
+
 
 PLAIN = PillowAugmentation()
 
@@ -108,7 +113,7 @@ def _check_alike(frames: np.ndarray) -> None:
             raise RuntimeError(f"clip {index} differs from Pillow's by {np.median(apart):.1f} levels")
 
 
-def _augment(augmentation: ClipAugmentation, frames: np.ndarray) -> None:
+def _augment(augmentation: DrawnAugmentation, frames: np.ndarray) -> None:
     for index in range(SAMPLES):
         rng = sample_generator(0, 0, index)
         augmentation.apply(frames, CROP.sample(HEIGHT, WIDTH, rng), rng)
@@ -136,7 +141,7 @@ def _row(name: str, ours: float, baseline: float, target: str = "", note: str = 
     return Row(name, 1e3 * ours / SAMPLES, 1e3 * baseline / SAMPLES, "ms per clip", "lower", target, note)
 
 
-def _data_set(video: Path, augment: ClipAugmentation, *, reader: str = "auto") -> LabeledClips:
+def _data_set(video: Path, augment: DrawnAugmentation, *, reader: str = "auto") -> LabeledClips:
     path = video.with_suffix(".csv")
     path.write_text(f"{video} 0\n" * SAMPLES, encoding="utf-8")
     return LabeledClips(load_records(path), sampler=SAMPLER, transform=CROP, augment=augment, reader=reader)

@@ -19,7 +19,7 @@ import torch
 from benchmarks.harness import ROOT, Row
 from benchmarks.pretrain_in_memory import make_loader
 from videomaskfeat.config import load_config
-from videomaskfeat.engine.run import build_optimizer, build_schedule
+from videomaskfeat.engine.sections import build_optimizer, build_schedule
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.models.kernels import pooling

@@ -36,7 +36,7 @@ from videomaskfeat.data.sample_factors import load_digits
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.loop import Training, train
-from videomaskfeat.engine.run import build_optimizer, build_schedule
+from videomaskfeat.engine.sections import build_optimizer, build_schedule
 from videomaskfeat.methods import method_class
 from videomaskfeat.methods.build import build_method
 from videomaskfeat.methods.method import Method

@@ -30,7 +30,7 @@ from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import LoopOptions
 from videomaskfeat.engine.distributed import uses_bf16
 from videomaskfeat.engine.loop import Training, train
-from videomaskfeat.engine.run import build_optimizer, build_schedule
+from videomaskfeat.engine.sections import build_optimizer, build_schedule
 from videomaskfeat.errors import RunFailed, UserError
 from videomaskfeat.machine import keep_freed_memory
 from videomaskfeat.methods.build import build_method

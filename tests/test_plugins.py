@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -16,17 +17,18 @@ from tests.engine.toy import metrics
 from tests.extending import PAGE
 from tests.jobs.conftest import TINY
 from videomaskfeat.cli import main
-from videomaskfeat.data.formats import load_records
+from videomaskfeat.data.formats import class_names_beside, load_records
 from videomaskfeat.engine.log import LOGGERS, StepLogger, open_logger
 from videomaskfeat.errors import PlugInFailed, UserError
 from videomaskfeat.grid import TokenGrid
-from videomaskfeat.masking import build_policy
+from videomaskfeat.masking import build_policy, is_exact
 from videomaskfeat.models.zoo import encoder_of
 from videomaskfeat.plugins import find_class, import_class, import_plugin, is_plugin
 from videomaskfeat.targets.target import Target
 
 WRONG = """
 import numpy as np
+from my_format import JsonLines
 from videomaskfeat.targets.target import Target
 from videomaskfeat.data.reader import VideoReader
 from videomaskfeat.engine.log import StepLogger
@@ -48,6 +50,15 @@ class BrokenLogger(StepLogger):
     def __init__(self, folder, first_step): raise KeyError("no key")
     def write(self, record, step): ...
 
+class NamedLines(JsonLines):
+    def class_file(self, path): return f"{path}.names"
+
+class FirstStep(StepLogger):
+    def __init__(self, folder, first_step):
+        with open("first_steps.txt", "a") as file:
+            print(first_step, file=file)
+    def write(self, record, step): ...
+
 def small(grid, ratio, rng):
     return np.zeros((1, 1, 1), bool)
 
@@ -66,7 +77,7 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
-    for name in [name for name in sys.modules if name.startswith("my_") or name == "wrong_plug_ins"]:
+    for name in [name for name in sys.modules if name.startswith(("my_", "wrong_"))]:
         del sys.modules[name]
 
 
@@ -91,7 +102,7 @@ OWN = [
     *("model.name=my_encoder:Mixer", "model.arguments={depth: 2, width: 16}"),
     *("mask.kind=my_mask:EverySecond", "mask.arguments={first: 0}", "mask.cell=[2,8,8]"),
     *("data.format=my_format:JsonLines", "data.reader=my_reader:NumpyReader"),
-    "run.loggers=[my_logger:CsvLogger]",
+    "run.loggers=[my_logger:CsvLogger,wrong_plug_ins:FirstStep]",
 ]
 
 
@@ -111,6 +122,7 @@ def test_plug_ins_pretrain_resume_and_finetune(
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     losses = [line.split(",") for line in (plugins / "run" / "losses.csv").read_text().splitlines()]
     assert [(int(step), float(loss)) for step, loss in losses] == [(row["step"], row["loss"]) for row in rows]
+    assert (plugins / "first_steps.txt").read_text().split() == ["0", "2"]
     assert not (plugins / "run" / "tensorboard").exists()
     config = (plugins / "run" / "config.yaml").read_text()
     assert "name: my_target:ColorTarget" in config
@@ -134,6 +146,14 @@ def test_plug_ins_pretrain_resume_and_finetune(
     tuned = videomaskfeat.load_classifier("tuned/best.safetensors", reader="my_reader:NumpyReader")
     assert tuned.model.created_as[0] == "my_encoder:Mixer:classifier"
     assert tuned.predict("1.npy").probabilities.shape == (2,)
+    reader = ["--reader", "my_reader:NumpyReader", "--device", "cpu"]
+    windows = ["--window", "0.1", "--json", "windows.json"]
+    assert main(["predict", "tuned/best.safetensors", "1.npy", *reader, *windows]) == 0
+    (document,) = json.loads((plugins / "windows.json").read_text())
+    assert len(document["windows"]) == 3  # 8 frames at 30 per second are 0.27 seconds
+    capsys.readouterr()
+    assert main(["visualize", "run/weights.safetensors", "1.npy", *reader, "--out", "drawn"]) == 2
+    assert "target 'my_target:ColorTarget' cannot be drawn; only " in capsys.readouterr().err
     again = videomaskfeat.create_model(
         "my_encoder:Mixer", num_classes=2, depth=2, width=16, clip_size=(4, 32, 32)
     )
@@ -200,6 +220,8 @@ def test_results_and_errors_of_plug_ins_are_checked(tmp_path: Path) -> None:
     grid, rng = TokenGrid(4, 2, 2), np.random.default_rng(0)
     mask = build_policy("my_mask:EverySecond", {})(grid, 0.5, rng)
     assert mask.any(axis=(1, 2)).tolist() == [False, True, False, True]
+    assert is_exact("my_mask:EverySecond")
+    assert not is_exact("wrong_plug_ins:small")
     with pytest.raises(UserError, match=r"returned bool \(1, 1, 1\); it must return bool \(4, 2, 2\)"):
         build_policy("wrong_plug_ins:small", {})(grid, 0.5, rng)
     with pytest.raises(UserError, match="has no arguments"):
@@ -216,6 +238,16 @@ def test_results_and_errors_of_plug_ins_are_checked(tmp_path: Path) -> None:
         UserError, match=r"format=my_format:JsonLines needs a list file, and this is a folder"
     ):
         load_records(tmp_path, format="my_format:JsonLines")
+
+
+def test_list_format_of_the_user_is_checked_and_named(plugins: Path, arrays: Path) -> None:
+    with open(arrays, "a") as file:
+        file.write('{"video": "gone.npy", "label": 1}\n')
+    own = ["--format", "my_format:JsonLines", "--reader", "my_reader:NumpyReader", "--workers", "0"]
+    assert main(["check-data", str(arrays), *own, "--clean", "clean.jsonl"]) == 3
+    assert (plugins / "clean.jsonl").read_text().splitlines() == arrays.read_text().splitlines()[:8]
+    assert class_names_beside("a.jsonl", "wrong_plug_ins:NamedLines") == "a.jsonl.names"
+    assert class_names_beside("a.jsonl", "my_format:JsonLines") == ""
 
 
 def test_names(plugins: Path) -> None:

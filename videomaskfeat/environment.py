@@ -41,6 +41,7 @@ EXTRAS = {
     "wandb": (("wandb",), "run.loggers=[wandb]"),
     "mlflow": (("mlflow-skinny",), "run.loggers=[mlflow]"),
     "shards": (("urllib3", "fsspec", "s3fs", "gcsfs"), "shards on web servers and in object stores"),
+    "torchcodec": (("torchcodec",), "data.reader=torchcodec, torchcodec-cuda"),
     "launch": (("submitit",), "`videomaskfeat launch` on SLURM"),
     "ray": (("ray",), "`--ray`: offline jobs on a Ray cluster"),
     "docs": (("mkdocs-material", "mkdocstrings"), "`make docs`"),

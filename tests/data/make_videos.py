@@ -21,7 +21,14 @@ from videomaskfeat.data.video import available_readers
 FRAMES = 48
 HAS_DECORD = not available_readers()["decord"].startswith("missing")
 needs_decord = pytest.mark.skipif(not HAS_DECORD, reason="decord has no wheel for this machine")
-READERS = ["pyav", "auto", pytest.param("decord", marks=needs_decord)]
+TORCHCODEC = available_readers()["torchcodec"]
+needs_torchcodec = pytest.mark.skipif(TORCHCODEC.startswith("missing"), reason=f"torchcodec is {TORCHCODEC}")
+READERS = [
+    "pyav",
+    "auto",
+    pytest.param("decord", marks=needs_decord),
+    pytest.param("torchcodec", marks=needs_torchcodec),
+]
 
 
 def numbered_picture(number: int, width: int, height: int) -> np.ndarray:

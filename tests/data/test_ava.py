@@ -16,10 +16,9 @@ from tests.data.make_videos import read_number, uneven_times, write_video
 from tests.reference.key_frames import key_frame_indices
 from videomaskfeat.data import ava_sources
 from videomaskfeat.data.augment import Augmentation, RandAugment
-from videomaskfeat.data.ava import key_clips
+from videomaskfeat.data.ava import ActionBatch, key_clips
 from videomaskfeat.data.ava_lists import training_key_frames
 from videomaskfeat.data.ava_sources import sources_in_folder
-from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter

@@ -14,10 +14,9 @@ from tests.data.ava_data import CLIP, AvaData, extract, write_numbered, write_tr
 from tests.data.clip_data import equal
 from tests.data.make_videos import read_number
 from videomaskfeat.data import ava_sources
-from videomaskfeat.data.ava import KeyFrameViews
+from videomaskfeat.data.ava import BoxedClips, KeyFrameViews
 from videomaskfeat.data.ava_lists import detected_key_frames
 from videomaskfeat.data.ava_sources import sources_in_folder
-from videomaskfeat.data.batches import BoxedClips
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.data.readers_pyav import PyAvFile
 from videomaskfeat.data.sampling import key_frame_seconds

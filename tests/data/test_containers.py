@@ -184,6 +184,5 @@ def test_unusual_pictures_are_equal_from_every_reader(
     with open_video(path, reader) as opened:
         np.testing.assert_array_equal(opened.read(range(6)), decode_all(path))
         bits_or_fields = "10le" in str(options) or "interlaced" in str(options)
-        assert opened.decoder == (
-            "decord" if reader != "pyav" and HAS_DECORD and not bits_or_fields else "pyav"
-        )
+        chosen = reader if reader == "torchcodec" else "decord" if HAS_DECORD and reader != "pyav" else "pyav"
+        assert opened.decoder == ("pyav" if bits_or_fields else chosen)

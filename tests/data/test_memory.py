@@ -12,11 +12,12 @@ import pytest
 from tests.data.clip_data import equal, make_clips, write_videos
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
-from videomaskfeat.data.memory import VideoMemory, decode_videos
+from videomaskfeat.data.memory import MemoryNeed, VideoMemory, decode_videos, estimate_bytes
 from videomaskfeat.data.video import open_from, open_video
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.errors import UserError
 from videomaskfeat.machine import available_memory, machine_memory
+from videomaskfeat.mp4 import write_mp4
 
 
 @pytest.fixture
@@ -81,22 +82,46 @@ def test_empty_memory_reads_files(videos: Path) -> None:
 
 
 def test_frames_that_do_not_fit_are_refused(videos: Path) -> None:
+    """The limit is exact: one byte less than all eleven readable videos need is refused."""
     size = 8 * 32 * 32 * 3
     with tempfile.TemporaryFile() as file:
         assert len(decode_videos(paths_of(videos), file, limit_bytes=11 * size)) == 11
     with (
         tempfile.TemporaryFile() as file,
-        pytest.raises(UserError, match=r"12 decoded videos need about 0.00 GiB, .* use data.cache=none"),
+        pytest.raises(UserError, match=r"12 decoded videos need about 0\.3 MiB, .* or set data.cache=none"),
     ):
         decode_videos(paths_of(videos), file, limit_bytes=11 * size - 1)
 
 
-def test_large_lists_are_refused_after_a_few_videos(tmp_path: Path) -> None:
-    """The size of 40 videos is estimated from the first 32."""
-    path, size, seen = write_videos(tmp_path, 40), 8 * 32 * 32 * 3, list[int]()
-    with tempfile.TemporaryFile() as file, pytest.raises(UserError, match="40 decoded videos"):
-        decode_videos(paths_of(path), file, limit_bytes=39 * size, stop=lambda: seen.append(1))
-    assert len(seen) == 32
+def test_memory_is_estimated_without_decoding_all_videos(tmp_path: Path) -> None:
+    """Videos of 2, 4 and 6 frames of 48x64 pixels; the damaged one counts as 0 bytes."""
+    paths = []
+    for name, frames in (("a", 2), ("b", 4), ("c", 6)):
+        paths.append(str(tmp_path / f"{name}.mp4"))
+        write_mp4(paths[-1], np.zeros((frames, 48, 64, 3), np.uint8), fps=25)
+    size = 48 * 64 * 3
+    assert estimate_bytes(paths) == 12 * size
+    (tmp_path / "d.mp4").write_bytes(b"damaged")
+    assert estimate_bytes([*paths, str(tmp_path / "d.mp4")]) == 12 * size
+    assert estimate_bytes([str(tmp_path / "d.mp4")]) is None
+    # Of 128 videos every second one is opened: 64 of 4 frames each, so 128 x 4 frames are expected.
+    assert estimate_bytes([paths[1], "missing.mp4"] * 64) == 128 * 4 * size
+
+
+def test_need_says_what_fits() -> None:
+    gib = 2**30
+    need = MemoryNeed(53, 7 * gib, 5 * gib)
+    assert not need.fits
+    assert need.problem == (
+        "data.cache=memory: 53 decoded videos need about 7.0 GiB, and 5.0 GiB may be used (80% of the "
+        "available memory); shrink the videos with `videomaskfeat prepare-videos`, or set data.cache=none"
+    )
+    assert MemoryNeed(53, 7 * gib, 7 * gib).fits
+    assert MemoryNeed(53, 7 * gib, None).fits
+    assert MemoryNeed(1, None, 1).fits
+    assert (
+        str(MemoryNeed(1, 2**20, 5 * gib)) == "1 decoded video in memory: about 1.0 MiB; 5.0 GiB may be used"
+    )
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import re
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
@@ -202,6 +205,7 @@ def test_object_stores_are_read_and_their_errors_named(
     pack(str(write_videos(tmp_path, 4)), str(tmp_path / "out"), shard_mb=0.01)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
+    monkeypatch.setattr(logging.getLogger("werkzeug"), "level", logging.ERROR)  # the log of moto's server
     store = ThreadedMotoServer(port=0)
     store.start()
     try:
@@ -217,6 +221,12 @@ def test_object_stores_are_read_and_their_errors_named(
         assert video is not None
         assert video.read() == (tmp_path / "003.mp4").read_bytes()
         assert records[3].label == 3
+        expected = list(ClipLoader(make_clips(tmp_path / "train.csv"), batch_size=2).epoch(0))
+        with ClipLoader(make_clips(records), batch_size=2, workers=2) as loader:
+            assert equal(tuple(loader.epoch(0)), tuple(expected))
+        loaders = [ClipLoader(make_clips(records), batch_size=2, rank=rank, world_size=2) for rank in (0, 1)]
+        read = [int(index) for one in loaders for batch in one.epoch(0) for index in batch.index]
+        assert sorted(read) == [0, 1, 2, 3]  # each video once
         with pytest.raises(UserError, match=r"s3://other/index\.json: no such file or bucket"):
             load_records("s3://other/index.json")
         assert refused("s3://other/index.json", capsys) == (
@@ -229,6 +239,30 @@ def test_object_stores_are_read_and_their_errors_named(
     finally:
         store.stop()
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+@needs_s3
+@pytest.mark.parametrize("store", ["s3", "gs"])
+def test_silent_object_stores_are_named_in_time(
+    store: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server that accepts connections and answers nothing: five (gcsfs: six) tries, with waits between."""
+    pytest.importorskip("gcsfs")
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "test")
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        monkeypatch.setattr(remote, "_CONNECT_SECONDS", 0.3)
+        monkeypatch.setattr(remote, "_READ_SECONDS", 0.3)
+        started = time.monotonic()
+        assert main(["check-data", f"{store}://bucket/index.json"]) == 2
+        assert time.monotonic() - started < 5 * 0.3 + (10 if store == "s3" else 45)
+    message = capfd.readouterr().err
+    assert message.startswith(f"videomaskfeat check-data: {store}://bucket/index.json: cannot be read (")
+    assert message.endswith("; check the address and the network\n")
+    assert message.count("\n") == 1, message
 
 
 @needs_s3

@@ -23,7 +23,7 @@ from videomaskfeat.engine.optim import (
     set_weight_decay,
     sgd,
 )
-from videomaskfeat.engine.run import build_schedule
+from videomaskfeat.engine.sections import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
 from videomaskfeat.models.maskfeat import MaskedEncoder

@@ -20,10 +20,10 @@ from tests.jobs.action_set import (
     make_action_set,
     write_detector,
 )
-from videomaskfeat.data.ava import KeyFrameViews
+from videomaskfeat.data.ava import BoxedClips, KeyFrameBatch, KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import sources_in_folder
-from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import RunFailed, UserError

@@ -18,7 +18,7 @@ from tests.jobs.slowfast_yamls import PUBLIC
 from videomaskfeat import cli
 from videomaskfeat.config import load_config
 from videomaskfeat.config_keys import keys_of
-from videomaskfeat.engine.run import build_schedule
+from videomaskfeat.engine.sections import build_schedule
 from videomaskfeat.errors import UserError
 from videomaskfeat.interop.slowfast_keys import SUPPORTED
 from videomaskfeat.interop.slowfast_training import REASONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
@@ -89,13 +90,31 @@ def test_ranks_share_one_memory(sample: Path, tmp_path: Path) -> None:
         codes = exit_codes_of_ranks(2, run_as_rank, os.environ["TMPDIR"], ["pretrain", *overrides])
         assert codes == [0, 0]
     assert metrics(tmp_path / "memory") == metrics(tmp_path / "none")
-    assert (tmp_path / "memory/log.txt").read_text().count("videos in memory") == 1
+    log = (tmp_path / "memory/log.txt").read_text()
+    assert log.count(" decoded videos in memory: about ") == log.count(" of 16 videos in memory: ") == 1
     assert not left_over()
 
 
-def test_videos_that_do_not_fit_end_the_run(
-    pretrain: Pretrain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_videos_that_do_not_fit_end_the_run_before_one_is_decoded(
+    pretrain: Pretrain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda: 100_000)
-    assert_refused(pretrain("data.cache=memory"), "data.cache=memory: 16 decoded videos need about")
+    monkeypatch.setattr(memory, "_decode", None)
+    assert_refused(
+        pretrain("data.cache=memory", "data.workers=0"),
+        "data.cache=memory: 16 decoded videos need about",
+        "videomaskfeat prepare-videos",
+    )
     assert not left_over()
+
+
+def test_start_of_the_run_logs_the_expected_memory(pretrain: Pretrain, tmp_path: Path) -> None:
+    """All videos have the same size, so the estimate is exact."""
+    assert pretrain("data.cache=memory")[0] == 0
+    log = (tmp_path / "run/log.txt").read_text()
+    expected = re.search(r"cache     16 decoded videos in memory: about (\S+ MiB); \S+ GiB may be used", log)
+    used = re.search(r"cache     16 of 16 videos in memory: (\S+ MiB)", log)
+    assert expected
+    assert used
+    assert expected[1] == used[1]
+    assert expected.start() < used.start()

@@ -20,7 +20,7 @@ from tests.jobs.action_set import ACTIONS, CLASSES, ENCODER, ActionSet, make_act
 from tests.jobs.ranks import run_verb
 from tests.viz.pages import Page
 from videomaskfeat.config import load_config
-from videomaskfeat.data.batches import ActionBatch
+from videomaskfeat.data.ava import ActionBatch
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.key_frames import VideoLocations, read_key_frames
 from videomaskfeat.jobs.detect import (
@@ -76,6 +76,10 @@ def test_a_trained_detector_is_scored_alike_wherever(verb: Verb, actions: Action
     assert summary["mean_ap"] == pytest.approx(summary["validation_best_mean_ap"], abs=1e-6)
     assert (summary["key_frames"], summary["listed"]) == (5, 5)
     assert 0 < summary["mean_ap_chance"] < summary["mean_ap"]
+    advised = summary["mean_ap_interval"][0] <= summary["mean_ap_chance"]
+    assert (
+        "the interval includes chance: start from pre-trained" in (run / "log.txt").read_text()
+    ) == advised
     page = Page((run / "report.html").read_text()).text
     assert f"{100 * summary['mean_ap']:.2f} % chance level {100 * summary['mean_ap_chance']:.2f} %:" in page
     assert "On 5 of 5 held-out key frames, whole frames" in page

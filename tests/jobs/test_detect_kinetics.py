@@ -14,8 +14,8 @@ from tests.data.make_videos import numbered_picture, read_number
 from tests.jobs.action_set import ACTIONS, LEFT, RIGHT, STRAY, ActionSet
 from tests.reference.ava_map import frame_map
 from videomaskfeat.cli import main
+from videomaskfeat.data.ava import ActionBatch, KeyFrameBatch
 from videomaskfeat.data.ava_lists import KeyFrames
-from videomaskfeat.data.batches import ActionBatch, KeyFrameBatch
 from videomaskfeat.inference import detectors
 from videomaskfeat.jobs.detect import DetectRun
 from videomaskfeat.mp4 import write_mp4

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pickle
 import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from videomaskfeat.errors import RunFailed
+from videomaskfeat.jobs import launch as jobs_launch
 from videomaskfeat.jobs.launch import NodeTask, launch
 from videomaskfeat.tensor_files import read_safetensors
 
@@ -204,12 +209,12 @@ def test_two_nodes_of_slurm_train_as_one_process(
         "account=vision", "signal=USR2@120", "job-name=videomaskfeat",
     } <= flags  # fmt: skip
     assert not any(flag.startswith("gpus") for flag in flags)
-    log = tmp_path / "logs/4242/4242_0_log.err"
-    done = tmp_path / "two/weights.safetensors"
-    logs = (log, log.with_suffix(".out"))  # the last message of submitit is in either
-    _wait(lambda: done.exists() and any("successful completion" in one.read_text() for one in logs), log)
+    folder = tmp_path / "logs/4242"
+    results = [folder / f"4242_{task}_result.pkl" for task in (0, 1)]  # written when a task has ended
+    _wait(lambda: all(path.exists() for path in results), folder / "4242_0_log.err")
+    assert [pickle.loads(path.read_bytes()) for path in results] == [("success", None)] * 2
     text = (tmp_path / "two/log.txt").read_text()
-    assert "per step: 2 processes x" in text
+    assert "2 processes x 1 micro-batch of 2" in text
     code, _, err = verb(*train("one"))
     assert code == 0, err
     _check_weights(tmp_path / "one", tmp_path / "two")
@@ -226,6 +231,37 @@ def test_arguments_of_torchrun_name_the_first_node() -> None:
     assert words[9:] == ["-m", "videomaskfeat", "pretrain", "run.folder=a b"]
     one = NodeTask(("pretrain",), nodes=1, processes=8, save_seconds=60, restarts=3)
     assert "--rdzv-endpoint=localhost:0" in one.arguments("node7", "123")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN])
+def test_signal_before_the_start_ends_the_ranks(
+    handler: signal.Handlers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both if torchrun ends at SIGTERM and if it does not."""
+    start = NodeTask._start
+
+    def signal_and_start(task: NodeTask, environment: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        start(task, environment)
+
+    environment = SimpleNamespace(hostnames=["localhost"], job_id="1")
+    submitit = SimpleNamespace(JobEnvironment=lambda: environment)
+    monkeypatch.setattr(jobs_launch, "_import_submitit", lambda: submitit)
+    monkeypatch.setattr(jobs_launch, "_REQUEUE_SECONDS", 0.0)
+    monkeypatch.setattr(jobs_launch, "_END_SECONDS", 1.0)
+    monkeypatch.setattr(jobs_launch, "_prepare_launcher", lambda: signal.signal(signal.SIGTERM, handler))
+    monkeypatch.setattr(NodeTask, "arguments", lambda *_: ["sleep", "600"])
+    monkeypatch.setattr(NodeTask, "_start", signal_and_start)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
+    earlier = signal.getsignal(signal.SIGTERM)
+    seconds = 1 if handler == signal.SIG_IGN else 1000
+    task = NodeTask(("pretrain",), nodes=1, processes=1, save_seconds=seconds, restarts=0)
+    try:
+        with pytest.raises(RunFailed, match="stopped by SIGTERM; finished work is kept"):
+            task()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _refused(verb: Verb, words: str, *arguments: str) -> None:

@@ -19,7 +19,8 @@ from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.losses.labels import multi_label_cross_entropy
-from videomaskfeat.metrics.accuracy import multi_label_score
+from videomaskfeat.metrics.accuracy import chance_precision, multi_label_score
+from videomaskfeat.metrics.bootstrap import multi_label_interval
 from videomaskfeat.stored_recipe import read_classify_recipe
 
 from .conftest import Verb
@@ -62,9 +63,21 @@ def test_training_evaluation_and_prediction(lists: Path, tmp_path: Path, verb: V
     words = [run / "best.safetensors", lists / "several_val.csv", "--out", evaluation, "--workers", "0"]
     code, out, err = verb("evaluate", *words)
     assert code == 0, err
-    assert f"mAP         {summary['map']:.2f} %" in out  # the same views as at the end of the training
     scored = load_scores(evaluation)
     assert scored.targets is not None
+    low, high = multi_label_interval(scored.scores, scored.targets) or (0, 0)
+    chance = 100 * chance_precision(1, 2)  # each of the three classes has one of the two videos
+    line = f"{summary['map']:.2f} % (random scores {chance:.1f} %, 95 % interval {low:.1f} to {high:.1f} %)"
+    assert f"mAP         {line}" in out  # the same views as at the end of the training
+    assert f"mAP         {line}" in (run / "log.txt").read_text()
+    assert ("includes chance" in (run / "log.txt").read_text()) == (low <= chance)
+    stored = json.loads((evaluation / "result.json").read_text())
+    assert stored["map_interval"] == pytest.approx([low, high])
+    assert summary["map_interval"] == pytest.approx([low, high])
+    assert stored["map_chance"] == pytest.approx(chance)
+    note = f"chance level {chance:.1f} %: random scores; 95 % interval {low:.1f} to {high:.1f} %"
+    assert note in (evaluation / "report.html").read_text()
+    assert note in (run / "report.html").read_text()
     assert scored.targets.tolist() == [[1, 0, 1], [0, 1, 0]]
     result = multi_label_score(scored.scores, scored.targets)
     with open(evaluation / "per_class.csv") as file:

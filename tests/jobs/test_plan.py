@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from videomaskfeat.config import load_config
+from videomaskfeat.data.memory import MemoryNeed
 from videomaskfeat.engine import threads
 from videomaskfeat.jobs import plan as plan_module
 from videomaskfeat.jobs.plan import TrainingPlan, plan_training
@@ -90,12 +91,24 @@ def test_decoding_into_memory_is_no_part_of_a_step(
     monkeypatch.setattr(plan_module, "_measure", lambda training: ([1.0, 3.0, 2.0], [0.75, 2.5, 1.75]))
     words = [*TINY_PRETRAINING, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
     config = load_config(PretrainConfig, None, [*words, "data.cache=memory"])
-    out = plan_training(config, PretrainRun).text()
+    plan = plan_training(config, PretrainRun)
+    out = plan.text()
+    assert plan.cache is not None
+    assert plan.cache.videos == len((sample / "train.csv").read_text().splitlines())
+    assert f"\ncache     {plan.cache.videos} decoded videos in memory: about " in out
     assert (
         f"250 ms per step of {config.optim.batch_size}; decoding, once before the first step, is not included"
         in out
     )
     assert "waits for data" not in out
+
+
+def test_videos_that_do_not_fit_into_memory_are_reported() -> None:
+    plan = _plan(cache=MemoryNeed(53, 7 * 2**30, 5 * 2**30))
+    assert plan.cache is not None
+    assert plan.advice() == [plan.cache.problem]
+    assert "\ncache     53 decoded videos in memory: about 7.0 GiB; 5.0 GiB may be used" in plan.text()
+    assert not _plan(cache=MemoryNeed(53, 5 * 2**30, 5 * 2**30)).advice()
 
 
 def test_large_batches_are_measured_on_few_clips(sample: Path, tmp_path: Path) -> None:

@@ -19,7 +19,10 @@ from videomaskfeat.data.transforms import (
     UniformCrop,
     resize_frame,
 )
+from videomaskfeat.data.video import open_video
 from videomaskfeat.errors import UserError
+from videomaskfeat.inference.classifiers import load_classifier
+from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.masking import MASKS
 from videomaskfeat.models import create_model
 from videomaskfeat.recipe import ClipRecipe, MaskRecipe, PretrainRecipe
@@ -27,6 +30,7 @@ from videomaskfeat.stored_recipe import read_classify_recipe, read_recipe
 from videomaskfeat.targets.hog import hog_features
 
 from .conftest import Verb
+from .test_pretrain import rows
 
 FRAMES = np.random.default_rng(0).integers(0, 256, (2, 60, 100, 3), np.uint8)
 
@@ -129,14 +133,34 @@ def run(verb: Verb, name: str, *arguments: str | Path) -> str:
     return out + err
 
 
+def frames_by_hand(video: Path, *, crop: int) -> np.ndarray:
+    """The middle 4 frames at stride 2 of a video of 48x48, uint8 [4, 32, 48, 3]; the first row is 0, 8 or 16.
+
+    A clip of 7 frames in 12 starts at frame 2; the frames have the width of the clip, so only rows are cut.
+    """
+    with open_video(video) as source:
+        assert (source.frames, source.info.height, source.info.width) == (12, 48, 48)
+        frames = source.read([2, 4, 6, 8])
+    return frames[:, 8 * crop : 8 * crop + 32]
+
+
+def views_by_hand(video: Path, *, crops: int) -> torch.Tensor:
+    """Normalized crops float [crops, 3, 4, 32, 48]."""
+    clips = torch.stack([torch.from_numpy(frames_by_hand(video, crop=crop)) for crop in range(crops)])
+    return ((clips.float() / 255 - 0.45) / 0.225).permute(0, 4, 1, 2, 3)
+
+
 def test_square_pair_in_a_config_is_one_number() -> None:
     """Everything is built from the recipe, so that both give the same bits."""
     one, pair = (CommandLine("pretrain").read([f"clip.crop={crop}"]) for crop in ("32", "[32,32]"))
     assert PretrainRecipe.of(one) == PretrainRecipe.of(pair)
 
 
-def test_from_pretraining_to_features(sample: Path, tmp_path: Path, verb: Verb) -> None:
-    """One step of each training with clips of 32 x 48 pixels; fine-tuning takes them from the weights."""
+def test_all_commands_from_pretraining_to_export(sample: Path, tmp_path: Path, verb: Verb) -> None:
+    """One step of each training with clips of 32 x 48 pixels, and a second one of a resumed run.
+
+    Fine-tuning takes the clips from the weights.
+    """
     common = [
         f"data.train={sample / 'train.csv'}",
         "data.workers=0",
@@ -155,17 +179,52 @@ def test_from_pretraining_to_features(sample: Path, tmp_path: Path, verb: Verb) 
     weights = tmp_path / "wide/weights.safetensors"
     assert read_recipe(weights).clip.crop == (32, 48)
     assert list((tmp_path / "wide/pictures").glob("*.png"))
+    longer = ["optim.epochs=0.5", "run.extend=true"]
+    run(verb, "pretrain", *common, *model, *clip, *longer)
+    assert [row["step"] for row in rows(tmp_path / "wide")] == [1, 2]
+    drawn, cpu = tmp_path / "drawn", ("--device", "cpu")
+    video = sample / "videos/000001.mp4"
+    run(verb, "visualize", weights, video, "--out", drawn, "--columns", "2", *cpu)
+    with open_video(next(drawn.glob("*.mp4"))) as film:
+        assert (film.frames, film.info.height < film.info.width) == (4, True)
     tuned = ["model.name=maskfeat_mvitv2_pico_classifier", f"model.weights={weights}", "augment.randaugment="]
     views = ["evaluate.crops=3", "evaluate.views=1", f"data.validation={sample / 'val.csv'}"]
     text = run(verb, "finetune", *common, *tuned, *views, f"run.folder={tmp_path / 'tuned'}")
     assert "4 frames x stride 2, 32x48 pixels" in text
-    best, video = tmp_path / "tuned/best.safetensors", sample / "videos/000001.mp4"
+    best = tmp_path / "tuned/best.safetensors"
     recipe = read_classify_recipe(best)
     assert (recipe.clip.crop, recipe.crops) == ((32, 48), 3)
-    (result,) = json.loads(run(verb, "predict", best, video, "--json", "-", "--device", "cpu"))
+    (result,) = json.loads(run(verb, "predict", best, video, "--json", "-", *cpu))
     assert result["protocol"]["crop"] == [32, 48]
-    out, cpu = tmp_path / "features", ("--workers", "0", "--device", "cpu")
-    run(verb, "extract-features", best, sample / "val.csv", out, "--grid", *cpu)
+    classifier = load_classifier(best, device="cpu")
+    expected = classifier.model(views_by_hand(video, crops=3)).softmax(dim=-1).mean(dim=0)
+    for entry in result["predictions"]:  # 1e-5: float32 rounding
+        assert entry["probability"] == pytest.approx(float(expected[entry["label"]]), abs=1e-5)
+
+    scores = tmp_path / "scores"
+    run(verb, "evaluate", best, sample / "val.csv", "--out", scores, "--workers", "0", *cpu)
+    tested = json.loads((scores / "result.json").read_text())
+    assert tested["protocol"]["crop"] == [32, 48]
+    assert tested["top1"] == json.loads((tmp_path / "tuned/summary.json").read_text())["top1"]
+    held_out = load_scores(scores)
+    for path, row in zip(held_out.paths, held_out.scores, strict=True):
+        hand = classifier.model(views_by_hand(Path(path), crops=3)).softmax(dim=-1).mean(dim=0)
+        np.testing.assert_allclose(row, hand.detach().numpy(), atol=1e-5)  # float32 rounding
+
+    for kind in ("gradcam", "attention", "rollout"):
+        run(verb, "visualize", best, video, "--out", tmp_path / kind, "--attention", "--map", kind, *cpu)
+        with open_video(next((tmp_path / kind).glob("*.mp4"))) as film:
+            assert film.frames == 4
+    exported = tmp_path / "model.pt2"
+    assert "[1, 4, 32, 48, 3]" in run(verb, "export", best, exported, "--batch", "1")
+    graph = torch.export.load(exported).module()
+    frames = torch.from_numpy(frames_by_hand(video, crop=1)[None].copy())
+    with torch.inference_mode():
+        direct = classifier.model(views_by_hand(video, crops=3)[1:2])
+        torch.testing.assert_close(graph(frames), direct, atol=1e-4, rtol=1e-4)
+
+    out = tmp_path / "features"
+    run(verb, "extract-features", best, sample / "val.csv", out, "--grid", "--workers", "0", *cpu)
     assert np.load(out / "features.npy").shape[1:4] == (2, 4, 6)
 
 

@@ -16,11 +16,12 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.windows import clip_seconds, window_times
 from videomaskfeat.errors import UserError
-from videomaskfeat.inference.classifiers import load_classifier, load_encoder
+from videomaskfeat.inference.classifiers import Predictions, load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.windows import Windows, iter_window_clips
 from videomaskfeat.jobs.features import extract_features
-from videomaskfeat.jobs.predict import predict
+from videomaskfeat.jobs.predict import Predicted, WindowPredictions, _add_window_film, predict
+from videomaskfeat.viz.labeled import Bar, draw_labeled
 
 from .conftest import Verb
 
@@ -101,6 +102,41 @@ def test_windows_of_a_short_video_repeat_its_frames(videos: Path) -> None:
     assert three.shape == (3, 4, 32, 32, 3)
 
 
+def assert_film_shows(film: Path, video: Path, bars: list[list[Bar]], times: np.ndarray) -> None:
+    """Each of `FRAMES` frames has its number, and below it the bars of the window with the nearest middle.
+
+    The bars are found by comparison with those of all windows.
+    """
+    with open_video(video) as source:
+        sheets = [next(draw_labeled([source.read([0])[0]], one)) for one in bars]
+    distances = [np.abs(a[213:].astype(int) - b[213:]).mean() for a in sheets for b in sheets if a is not b]
+    assert min(distances) > 1, "the windows look alike"
+    with open_video(film) as decoded:
+        assert decoded.frames == FRAMES
+        assert decoded.fps == pytest.approx(30)
+        for number in range(FRAMES):
+            picture = decoded.read([number])[0]
+            left = (picture.shape[1] - 320) // 2
+            assert read_number(picture[:213, left : left + 320]) == number
+            nearest = min(range(len(times)), key=lambda n: abs(times[n].sum() / 2 - number / 30))
+            errors = [np.abs(sheet[213:].astype(int) - picture[213:]).mean() for sheet in sheets]
+            assert int(np.argmin(errors)) == nearest, (number, errors)
+
+
+def test_film_of_windows_shows_the_window_of_each_moment(videos: Path, tmp_path: Path) -> None:
+    """Windows of other length and distance; each has a class of its own as the best."""
+    times = np.array([[0.0, 0.5], [0.7, 1.2], [1.4, 1.9], [2.1, 2.5]])
+    names = ("jump", "sit", "wave", "write")
+    path = str(videos / "even.mp4")
+    shares = torch.tensor([[9, 1, 0, 0], [1, 6, 1, 2], [0, 0, 10, 0], [2, 2, 2, 4]]) / 10
+    predictions = [Predictions(path, one, names) for one in shares]
+    result = Predicted({})
+    _add_window_film(result, WindowPredictions(path, times, predictions), tmp_path / "film.mp4", "auto")
+    assert result.films == [tmp_path / "film.mp4"]
+    bars = [[Bar(entry.text, entry.probability) for entry in one.top(3)] for one in predictions]
+    assert_film_shows(tmp_path / "film.mp4", videos / "even.mp4", bars, times)
+
+
 def test_classes_of_windows_as_json_csv_and_film(videos: Path, tmp_path: Path, verb: Verb) -> None:
     weights = write_classifier(tmp_path / "w.safetensors")
     path = videos / "even.mp4"
@@ -132,9 +168,10 @@ def test_classes_of_windows_as_json_csv_and_film(videos: Path, tmp_path: Path, v
         assert (row["path"], row["name"]) == (str(path), best["name"])
         assert float(row["start_seconds"]) == pytest.approx(times[number, 0])
         assert float(row["probability"]) == pytest.approx(best["probability"], abs=1e-6)
-    with open_video(tmp_path / "films/even_labels.mp4") as film:
-        assert film.frames == FRAMES
-        picture = film.read([40])[0]
+    film = tmp_path / "films/even_labels.mp4"
+    with open_video(film) as decoded:
+        assert decoded.frames == FRAMES
+        picture = decoded.read([40])[0]
         left = (picture.shape[1] - 320) // 2
         assert read_number(picture[:213, left : left + 320]) == 40
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
 from videomaskfeat.errors import UserError
-from videomaskfeat.metrics.accuracy import average_precision, multi_label_score
+from videomaskfeat.metrics.accuracy import average_precision, chance_precision, multi_label_score
 
 from ..reference.mean_precision import slow_average_precision
 
@@ -45,3 +47,17 @@ def test_lists_without_labels_have_no_map() -> None:
         multi_label_score(np.zeros((2, 3)), np.zeros((2, 3), bool))
     with pytest.raises(UserError, match="not a number"):
         multi_label_score(np.full((2, 3), np.nan), np.ones((2, 3), bool))
+
+
+@pytest.mark.parametrize(("positives", "videos"), [(1, 1), (1, 2), (2, 5), (4, 6), (3, 3)])
+def test_chance_is_the_mean_over_all_orders(positives: int, videos: int) -> None:
+    orders = set(itertools.permutations([True] * positives + [False] * (videos - positives)))
+    scores = -np.arange(videos, dtype=float)
+    mean = np.mean([average_precision(scores, np.array(order)) for order in orders])
+    assert chance_precision(positives, videos) == pytest.approx(mean, abs=1e-12)
+
+
+def test_chance_of_a_list_is_the_mean_over_its_classes() -> None:
+    targets = np.array([[1, 1, 0], [1, 0, 0], [0, 0, 0]], bool)
+    expected = 100 * (chance_precision(2, 3) + chance_precision(1, 3)) / 2
+    assert multi_label_score(np.zeros((3, 3)), targets).chance == pytest.approx(expected)

@@ -13,6 +13,7 @@ from videomaskfeat.viz.evaluation import (
     ClassRow,
     ShownVideo,
     accuracy_cards,
+    chance_advice,
     confidence_interval,
     interval_text,
     render_evaluation,
@@ -202,3 +203,18 @@ def test_many_failures_are_cut_and_counted() -> None:
     assert "200.mp4" not in text
     assert "3 more are in result.json." in text
     assert "t.mp4 empty (training list)" in page_of(train_failures=training).text
+
+
+@pytest.mark.parametrize(("ends", "good"), [((18.0, 40.0), True), ((17.0, 40.0), False), (None, True)])
+def test_card_of_a_mean_ap_is_green_above_chance_only(ends: tuple[float, float] | None, good: bool) -> None:
+    (card,) = accuracy_cards({"map": 30.0, "map_chance": 17.5, "map_interval": ends})
+    assert card["good"] is good
+    assert ("95 % interval" in card["note"]) == (ends is not None)
+
+
+def test_advice_is_given_unless_the_interval_is_above_chance() -> None:
+    assert chance_advice({}, 25.0, 25.1) == []
+    (scratch,) = chance_advice({}, 25.0, 25.0)
+    assert "includes chance: start from pre-trained weights" in scratch
+    (tuned,) = chance_advice({"initial_weights": {}}, 0.08, 0.07)
+    assert "includes chance: train longer" in tuned

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.distributions import Beta
 
 from videomaskfeat.data import operations
-from videomaskfeat.data.operations import ColorJitter
+from videomaskfeat.data.operations import ColorJitter, Step
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, place_rectangle, sample_sides
+from videomaskfeat.data.uncut import ClipChange, Erasure
 from videomaskfeat.errors import UserError, check_name
 
 _SCALE = 10.0  # magnitude at which operations reach their full strength
@@ -95,14 +96,6 @@ OPERATIONS = {
     "TranslateXRel": Operation(operations.translate_x, _signed(0.45), resamples=True),
     "TranslateYRel": Operation(operations.translate_y, _signed(0.45), resamples=True),
 }
-
-
-@dataclass(frozen=True)
-class Step:
-    """A sampled operation: a key of `OPERATIONS`, and its argument or None."""
-
-    name: str
-    argument: float | None
 
 
 @dataclass(frozen=True)
@@ -280,19 +273,28 @@ class RandomErasing:
             )
         self.probability = probability
         self.area, self.aspect = area, aspect
-        channels = np.broadcast(means, stds)
-        self._noise_values = np.stack([_normal_levels(255 * float(m), 255 * float(s)) for m, s in channels])
+        channels = [(255 * float(m), 255 * float(s)) for m, s in np.broadcast(means, stds)]
+        self._means, self._stds = (tuple(one) for one in zip(*channels, strict=True))
+        self._noise_values = np.stack([_normal_levels(m, s) for m, s in channels])
 
     def apply(self, clip: np.ndarray, rng: np.random.Generator) -> None:
         """Erase a box of a clip uint8 [T, H, W, 3] in place, or do nothing."""
-        if rng.random() >= self.probability:
-            return
-        box = self.sample(clip.shape[1], clip.shape[2], rng)
+        box = self._draw_box(clip.shape[1], clip.shape[2], rng)
         if box is None:
             return
         indices = rng.integers(0, 1 << 16, (len(clip), box.height, box.width, 3), dtype=np.uint16)
         rows, columns = box.slices
         clip[:, rows, columns] = self._noise_values[np.arange(3) % len(self._noise_values), indices]
+
+    def draw(self, height: int, width: int, rng: np.random.Generator) -> Erasure | None:
+        """The erasure of a clip of this size in pixels, for another device; None: nothing is erased."""
+        box = self._draw_box(height, width, rng)
+        if box is None:
+            return None
+        return Erasure(box, self._means, self._stds, seed=int(rng.integers(1 << 63)))
+
+    def _draw_box(self, height: int, width: int, rng: np.random.Generator) -> Rectangle | None:
+        return self.sample(height, width, rng) if rng.random() < self.probability else None
 
     def sample(self, height: int, width: int, rng: np.random.Generator) -> Rectangle | None:
         """Sample a box smaller than the frame in height and width; None if no try fits."""
@@ -335,6 +337,18 @@ class Augmentation:
         if self.erasing is not None:
             self.erasing.apply(clip, rng)
         return clip
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """The changes of a clip for another device, with the random numbers of :meth:`apply`."""
+        steps = [] if self.randaugment is None else self.randaugment.sample(rng)
+        if self.color is not None:
+            steps += self.color.sample(rng)
+        return ClipChange(
+            geometry=geometry,
+            steps=tuple(steps),
+            erasure=None if self.erasing is None else self.erasing.draw(*geometry.size, rng),
+            interpolation="bicubic" if self.randaugment is None else self.randaugment.interpolation,
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from videomaskfeat.data.augment import Augmentation
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
-from videomaskfeat.data.batches import ActionBatch, BoxedClips, Failure, KeyFrameBatch, empty_clips
+from videomaskfeat.data.batches import Failure, Movable, empty_clips
 from videomaskfeat.data.box_transforms import border_boxes, boxes_in_pixels, crop_with_boxes, visible_boxes
 from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
 from videomaskfeat.data.reader import VideoReadError
@@ -31,6 +31,53 @@ from videomaskfeat.errors import UserError, check_name
 _KEY_FRAMES_PER_PASS = 32  # a pass stores the packets between its first and last frame
 Area = Literal["whole", "center"]
 AREAS: tuple[Area, ...] = ("whole", "center")
+
+
+@dataclass(frozen=True)
+class ActionBatch(Movable):
+    """A micro-batch of one rank: clips around key frames, with persons' boxes and actions.
+
+    clips: uint8 [B, T, H, W, C].
+    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
+    labels: bool [R, L]; column i is the action with id i + 1; a row may have no action.
+    """
+
+    clips: Tensor
+    boxes: Tensor
+    labels: Tensor
+    index: Tensor
+    failures: tuple[Failure, ...] = ()
+    device_fields = ("clips", "boxes", "labels")
+
+
+@dataclass(frozen=True)
+class BoxedClips(Movable):
+    """One view of some key frames.
+
+    clips: uint8 [B, T, H, W, C].
+    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
+    """
+
+    clips: Tensor
+    boxes: Tensor
+    device_fields = ("clips", "boxes")
+
+
+@dataclass(frozen=True)
+class KeyFrameBatch(Movable):
+    """All views of some key frames of one video, for testing; unreadable key frames are missing.
+
+    views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
+    rows: int64 [R], row of each box in ``KeyFrames.boxes``, ``.scores`` and ``.labels``, which contain it as
+        in the file; stays on the CPU.
+    index: int64 [B], number of each key frame; B is 0, and there is no view, if no key frame could be read.
+    """
+
+    views: tuple[BoxedClips, ...]
+    index: Tensor
+    rows: Tensor
+    failures: tuple[Failure, ...] = ()
+    device_fields = ("views",)
 
 
 def clip_seconds(

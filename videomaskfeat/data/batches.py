@@ -12,7 +12,7 @@ from torch import Tensor
 
 from videomaskfeat.data.workers import allocation_error, in_worker
 
-MovedT = TypeVar("MovedT", bound="_Movable")
+MovedT = TypeVar("MovedT", bound="Movable")
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class Failure:
     lost_in_epoch: int | None = None
 
 
-class _Movable:
-    """Base of batches: ``device_fields`` move to a device.
+class Movable:
+    """Base of batches: ``device_fields`` move to a device; uncut clips are changed there, and then are clips.
 
     The other fields stay on the CPU: ``index``, int64, the record of each clip, and ``failures``, the records
     that could not be read. In training a batch contains replacements for these; in testing it does not.
@@ -69,7 +69,7 @@ class _Movable:
 
 
 @dataclass(frozen=True)
-class PretrainBatch(_Movable):
+class PretrainBatch(Movable):
     """A micro-batch of one rank.
 
     clips: uint8 [B, T, H, W, C].
@@ -86,7 +86,7 @@ class PretrainBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class PairBatch(_Movable):
+class PairBatch(Movable):
     """A micro-batch of one rank, with two clips per video.
 
     clips: uint8 [2V, T, H, W, C]; the two clips of a video are adjacent.
@@ -103,7 +103,7 @@ class PairBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class LabeledBatch(_Movable):
+class LabeledBatch(Movable):
     """A micro-batch of one rank, with the labels of each clip.
 
     clips: uint8 [B, T, H, W, C].
@@ -118,7 +118,7 @@ class LabeledBatch(_Movable):
 
 
 @dataclass(frozen=True)
-class ViewsBatch(_Movable):
+class ViewsBatch(Movable):
     """All views of some videos, for testing; unreadable videos are missing.
 
     clips: uint8 [n*V*S, T, H, W, C]; the views of a video are adjacent, view v of crop s at v*S + s.
@@ -130,53 +130,6 @@ class ViewsBatch(_Movable):
     labels: Tensor
     failures: tuple[Failure, ...] = ()
     device_fields = ("clips",)
-
-
-@dataclass(frozen=True)
-class ActionBatch(_Movable):
-    """A micro-batch of one rank: clips around key frames, with persons' boxes and actions.
-
-    clips: uint8 [B, T, H, W, C].
-    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
-    labels: bool [R, L]; column i is the action with id i + 1; a row may have no action.
-    """
-
-    clips: Tensor
-    boxes: Tensor
-    labels: Tensor
-    index: Tensor
-    failures: tuple[Failure, ...] = ()
-    device_fields = ("clips", "boxes", "labels")
-
-
-@dataclass(frozen=True)
-class BoxedClips(_Movable):
-    """One view of some key frames.
-
-    clips: uint8 [B, T, H, W, C].
-    boxes: float32 [R, 5], of all clips: number of the clip in the batch, x1, y1, x2, y2 in its pixels.
-    """
-
-    clips: Tensor
-    boxes: Tensor
-    device_fields = ("clips", "boxes")
-
-
-@dataclass(frozen=True)
-class KeyFrameBatch(_Movable):
-    """All views of some key frames of one video, for testing; unreadable key frames are missing.
-
-    views: a `BoxedClips` for each scale and mirror image, of equal B and R: row r is the same box in all.
-    rows: int64 [R], row of each box in ``KeyFrames.boxes``, ``.scores`` and ``.labels``, which contain it as
-        in the file; stays on the CPU.
-    index: int64 [B], number of each key frame; B is 0, and there is no view, if no key frame could be read.
-    """
-
-    views: tuple[BoxedClips, ...]
-    index: Tensor
-    rows: Tensor
-    failures: tuple[Failure, ...] = ()
-    device_fields = ("views",)
 
 
 def count_hidden(masks: np.ndarray) -> int | None:
@@ -211,8 +164,16 @@ class SharedClips:
         return slot[:size].view(shape)
 
 
-def join_clips(samples: Sequence[np.ndarray], memory: SharedClips | None = None) -> Tensor:
-    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C], directly in shared memory if given."""
+def join_clips(samples: Sequence[Any], memory: SharedClips | None = None) -> Any:
+    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C], or lists of `UncutClip` to `UncutClips`.
+
+    Pixels are copied directly into shared memory if it is given.
+    """
+    if not isinstance(samples[0], np.ndarray):
+        from videomaskfeat.data.uncut import UncutClips
+
+        uncut = [clip for sample in samples for clip in sample]
+        return UncutClips.join(uncut, empty_clips if memory is None else memory.take)
     shape = (sum(map(len, samples)), *samples[0].shape[1:])
     clips = empty_clips(shape) if memory is None else memory.take(shape)
     np.concatenate(samples, out=clips.numpy())

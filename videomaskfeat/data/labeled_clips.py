@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -14,9 +14,19 @@ from videomaskfeat.data.batches import LabeledBatch
 from videomaskfeat.data.clips import BALANCED_ORDER, ClipAugmentation, ClipSample, VideoClips, stack_clips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_indices
+from videomaskfeat.data.transforms import ClipGeometry
+from videomaskfeat.data.uncut import ClipChange, UncutClip
 from videomaskfeat.errors import UserError
 
 _SIDE = re.compile(r"\b(?:left|right)\b")  # whole words, so not "upright"
+
+
+class DrawnAugmentation(ClipAugmentation, Protocol):
+    """An augmentation that another device can apply, too."""
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """The changes of a clip, with the random numbers of ``apply``."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +56,7 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
     """
 
     _: KW_ONLY
-    augment: ClipAugmentation | None = None
+    augment: DrawnAugmentation | None = None
     flip_labels: Mapping[int, int] | None = None
     balanced: bool = False
 
@@ -84,15 +94,22 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
         return np.array([pairs.get(label, label) if flip else label for flip in flips], np.int64)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
-        clips, flips = [], []
+        clips, uncut, flips = list[np.ndarray](), list[UncutClip](), list[bool]()
         for clip in frames:
             geometry = self.transform.sample(clip.shape[1], clip.shape[2], rng)
-            if self.augment is None:
+            if self.uncut:
+                whole = ClipChange(geometry=geometry)
+                uncut.append(UncutClip.of(clip, self.augment.draw(geometry, rng) if self.augment else whole))
+            elif self.augment is None:
                 clips.append(geometry.apply_clip(clip))
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             flips.append(geometry.flip)
-        return LabeledSample(clips=stack_clips(clips), labels=self._labels(index, flips), index=index)
+        return LabeledSample(
+            clips=uncut if self.uncut else stack_clips(clips),
+            labels=self._labels(index, flips),
+            index=index,
+        )
 
 
 @dataclass(eq=False, repr=False)

@@ -18,12 +18,12 @@ from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.video import open_video
 from videomaskfeat.data.worker_pool import call_in_workers
 from videomaskfeat.data.workers import READ_SECONDS
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.machine import available_memory
 
 USABLE_SHARE = 0.8
 """Maximum share of the available memory that decoded videos may use."""
-_FIRST_ESTIMATE = 32  # videos after which the size of all is estimated
+_OPENED = 64  # videos from whose sizes that of all is estimated
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,77 @@ class VideoMemory:
         return self._pixels[video.offset : video.offset + int(np.prod(video.shape))].reshape(video.shape)
 
 
+def estimate_bytes(paths: Sequence[str], reader: str = "auto") -> int | None:
+    """Size of all frames of videos, from the number and size of the frames of up to 64 evenly spaced ones.
+
+    Videos are opened, and at most one frame of each is decoded.
+
+    Returns:
+        The size in bytes; None if no video can be opened.
+    """
+    chosen = [paths[i * len(paths) // _OPENED] for i in range(_OPENED)] if len(paths) > _OPENED else paths
+    sizes = []
+    for path in chosen:
+        try:
+            with open_video(path, reader) as video:
+                sizes.append(video.frames * video.info.height * video.info.width * 3)
+        except VideoReadError:
+            continue
+    return sum(sizes) * len(paths) // len(chosen) if sizes else None
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Memory that the decoded videos of lists need, before they are decoded.
+
+    Attributes:
+        videos: number of videos.
+        needed: estimated size of their frames in bytes; None if unknown.
+        usable: bytes of memory that they may use; None if unknown.
+    """
+
+    videos: int
+    needed: int | None
+    usable: int | None
+
+    @classmethod
+    def estimate(cls, paths: Sequence[str], reader: str = "auto") -> MemoryNeed:
+        """The need of different videos."""
+        available = available_memory()
+        usable = None if available is None else int(USABLE_SHARE * available)
+        return cls(len(paths), estimate_bytes(paths, reader), usable)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the frames fit, as far as this is known."""
+        return self.needed is None or self.usable is None or self.needed <= self.usable
+
+    @property
+    def problem(self) -> str:
+        """One line with the remedy, for videos that do not fit."""
+        return too_large(self.videos, self.needed or 0, self.usable or 0)
+
+    def __str__(self) -> str:
+        if self.needed is None:
+            return f"{counted(self.videos, 'decoded video')} of unknown size in memory"
+        usable = "" if self.usable is None else f"; {size_text(self.usable)} may be used"
+        return f"{counted(self.videos, 'decoded video')} in memory: about {size_text(self.needed)}{usable}"
+
+
+def size_text(size: int) -> str:
+    """A size in bytes as text."""
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
+
+
+def too_large(videos: int, needed: int, usable: int) -> str:
+    """The message about videos that do not fit."""
+    return (
+        f"data.cache=memory: {videos} decoded videos need about {size_text(needed)}, and {size_text(usable)} "
+        f"may be used ({USABLE_SHARE:.0%} of the available memory); shrink the videos with `videomaskfeat "
+        "prepare-videos`, or set data.cache=none"
+    )
+
+
 def decode_videos(
     paths: Sequence[str],
     file: IO[bytes],
@@ -101,9 +172,9 @@ def decode_videos(
     Raises:
         UserError: the frames do not fit.
     """
-    available = available_memory()
-    if limit_bytes is None and available is not None:
-        limit_bytes = int(USABLE_SHARE * available)
+    if limit_bytes is None:
+        available = available_memory()
+        limit_bytes = None if available is None else int(USABLE_SHARE * available)
     videos: dict[str, StoredVideo] = {}
     calls = [(path, reader) for path in paths]
     written = 0
@@ -115,13 +186,8 @@ def decode_videos(
             frames, fps = result
             videos[path] = StoredVideo(written, tuple(frames.shape), fps)
             written += frames.numel()
-            expected = written * len(paths) // number if number >= _FIRST_ESTIMATE else written
-            if limit_bytes is not None and expected > limit_bytes:
-                raise UserError(
-                    f"data.cache=memory: {len(paths)} decoded videos need about {expected / 2**30:.2f} GiB, "
-                    f"and {limit_bytes / 2**30:.2f} GiB may be used ({USABLE_SHARE:.0%} of the available "
-                    "memory); use data.cache=none, or shorter or smaller videos"
-                )
+            if limit_bytes is not None and written > limit_bytes:
+                raise UserError(too_large(len(paths), written * len(paths) // number, limit_bytes))
             try:
                 file.write(frames.numpy().data)
                 file.flush()

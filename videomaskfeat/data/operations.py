@@ -8,6 +8,8 @@ the same size; ``interpolation`` is a key of `INTERPOLATIONS`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -17,10 +19,19 @@ from videomaskfeat.errors import UserError
 INTERPOLATIONS = {"bicubic": cv2.INTER_CUBIC, "bilinear": cv2.INTER_LINEAR}
 FILL = 128  # level of pixels from outside the frame, as in PySlowFast and timm
 _VALUES = np.arange(256)
+
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]]) / 13
 # Pillow truncates results and OpenCV rounds them, so half a level is subtracted; slightly less than half, so
 # that whole numbers are not affected by float errors.
 _TRUNCATION = -0.5 + 1 / 64
+
+
+@dataclass(frozen=True)
+class Step:
+    """A sampled operation: a key of `augment.OPERATIONS`, or Hue or Blur, and its argument or None."""
+
+    name: str
+    argument: float | None
 
 
 def invert(frames: np.ndarray) -> np.ndarray:
@@ -246,7 +257,14 @@ def _look_up(frames: np.ndarray, tables: np.ndarray) -> np.ndarray:
     return changed
 
 
-_CHANGES = {"brightness": brightness, "contrast": contrast, "saturation": saturation, "hue": hue}
+_CHANGES: dict[str, Callable[..., np.ndarray]] = {
+    "Brightness": brightness,
+    "Contrast": contrast,
+    "Color": saturation,
+    "Hue": hue,
+}
+_STEPS = {"brightness": "Brightness", "contrast": "Contrast", "saturation": "Color", "hue": "Hue"}
+_VIEW_CHANGES: dict[str, Callable[..., np.ndarray]] = {**_CHANGES, "Blur": blur, "Solarize": solarize}
 _BLUR_SIGMA = (0.1, 2.0)  # pixels, BYOL
 _SOLARIZE_THRESHOLD = 128
 
@@ -276,12 +294,19 @@ class ColorJitter:
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed frames, uint8 [T, H, W, 3]; the input is not modified."""
+        for step in self.sample(rng):
+            frames = _CHANGES[step.name](frames, step.argument)
+        return frames
+
+    def sample(self, rng: np.random.Generator) -> list[Step]:
+        """Sample the changes of a clip, in their order."""
         names = [name for name, change in self.max_changes.items() if change]
+        steps = []
         for index in rng.permutation(len(names)):
             name, change = names[index], self.max_changes[names[index]]
             unchanged = 0 if name == "hue" else 1
-            frames = _CHANGES[name](frames, rng.uniform(unchanged - change, unchanged + change))
-        return frames
+            steps.append(Step(_STEPS[name], rng.uniform(unchanged - change, unchanged + change)))
+        return steps
 
 
 class RandomColor:
@@ -315,10 +340,17 @@ class RandomColor:
 
     def apply(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Return changed frames, uint8 [T, H, W, 3], or ``frames``; the input is not modified."""
-        if rng.random() < self.chance:
-            frames = self.jitter.apply(frames, rng)
+        for step in self.sample(rng):
+            frames = _VIEW_CHANGES[step.name](frames, step.argument)
+        return frames
+
+    def sample(self, rng: np.random.Generator) -> list[Step]:
+        """Sample the changes of a view, in their order."""
+        steps = self.jitter.sample(rng) if rng.random() < self.chance else []
         if rng.random() < self.gray:
-            frames = saturation(frames, 0.0)
+            steps.append(Step("Color", 0.0))
         if rng.random() < self.blur:
-            frames = blur(frames, rng.uniform(*_BLUR_SIGMA))
-        return solarize(frames, _SOLARIZE_THRESHOLD) if rng.random() < self.solarize else frames
+            steps.append(Step("Blur", rng.uniform(*_BLUR_SIGMA)))
+        if rng.random() < self.solarize:
+            steps.append(Step("Solarize", _SOLARIZE_THRESHOLD))
+        return steps

@@ -13,6 +13,7 @@ from videomaskfeat.data.batches import PairBatch, join_clips
 from videomaskfeat.data.clips import ClipSample, MaskDraw, VideoClips, stack_clips
 from videomaskfeat.data.operations import RandomColor
 from videomaskfeat.data.transforms import ClipTransform
+from videomaskfeat.data.uncut import ClipChange, UncutClip
 from videomaskfeat.errors import UserError
 
 
@@ -23,11 +24,11 @@ class PairSample(ClipSample):
     Attributes:
         masks: bool [2, t, h, w], True = hidden, or None.
         local: small crops of the frames of the first and the second clip in turn, uint8 [L, T, H', W', C], or
-            None.
+            None; or L uncut clips.
     """
 
     masks: np.ndarray | None
-    local: np.ndarray | None
+    local: np.ndarray | Sequence[UncutClip] | None
 
 
 @dataclass(frozen=True)
@@ -73,21 +74,32 @@ class PairClips(VideoClips[PairSample, PairBatch]):
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> PairSample:
         clips = [
-            _crop(clip, self.transform, color, rng) for clip, color in zip(frames, self.colors, strict=True)
+            self._crop(clip, self.transform, color, rng)
+            for clip, color in zip(frames, self.colors, strict=True)
         ]
         masks = None if self.mask is None else stack_clips([self.mask(rng=rng) for _ in clips])
         local = None
         if self.local is not None:
             crops = [
-                _crop(frames[number % len(frames)], self.local.transform, self.local.color, rng)
+                self._crop(frames[number % len(frames)], self.local.transform, self.local.color, rng)
                 for number in range(self.local.count)
             ]
-            local = stack_clips(crops)
-        return PairSample(clips=stack_clips(clips), masks=masks, local=local, index=index)
+            local = crops if self.uncut else stack_clips(crops)
+        return PairSample(
+            clips=clips if self.uncut else stack_clips(clips), masks=masks, local=local, index=index
+        )
 
-
-def _crop(
-    frames: np.ndarray, transform: ClipTransform, color: RandomColor | None, rng: np.random.Generator
-) -> np.ndarray:
-    clip = transform.sample(frames.shape[1], frames.shape[2], rng).apply_clip(frames)
-    return clip if color is None else color.apply(clip, rng)
+    def _crop(
+        self,
+        frames: np.ndarray,
+        transform: ClipTransform,
+        color: RandomColor | None,
+        rng: np.random.Generator,
+    ) -> Any:
+        """A crop, or an uncut clip."""
+        geometry = transform.sample(frames.shape[1], frames.shape[2], rng)
+        if self.uncut:
+            steps = () if color is None else tuple(color.sample(rng))
+            return UncutClip.of(frames, ClipChange(geometry=geometry, later_steps=steps))
+        clip = geometry.apply_clip(frames)
+        return clip if color is None else color.apply(clip, rng)

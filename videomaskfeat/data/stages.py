@@ -241,3 +241,11 @@ class _MeasuredAugmentation:
     def apply(self, *arguments: Any) -> Any:
         with self._clock.measure("augment"):
             return self._augmentation.apply(*arguments)
+
+    def draw(self, *arguments: Any) -> Any:
+        with self._clock.measure("augment"):
+            return self._augmentation.draw(*arguments)
+
+    def sample(self, *arguments: Any) -> Any:
+        with self._clock.measure("augment"):
+            return self._augmentation.sample(*arguments)

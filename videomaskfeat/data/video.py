@@ -61,7 +61,7 @@ class MemoryReader(VideoReader):
         return self._pictures[indices]  # [T, H, W, 3], a copy
 
 
-READERS = ("auto", "decord", "pyav")
+READERS = ("auto", "decord", "pyav", "torchcodec", "torchcodec-cuda")
 _log = logging.getLogger(__name__)
 
 
@@ -72,7 +72,8 @@ def open_video(path: str | os.PathLike[str], reader: str = "auto", *, threads: i
         path: a video file, opened through the path manager; a folder with one picture per frame; or a picture
             (by its extension), which is a video of one frame; or a video in a shard, see `PackedVideo`.
         reader: ``decord``, ``pyav``, or ``auto``: decord, and PyAV if decord is not installed or fails on the
-            file. PyAV also reads the files that decord indexes inexactly. Or a plug-in
+            file. PyAV also reads the files that decord indexes inexactly. ``torchcodec`` (extra torchcodec)
+            and, by NVDEC, ``torchcodec-cuda`` read the files that decord reads. Or a plug-in
             ``package.module:Class``, a `VideoReader` that is called with the path, also of a folder.
         threads: decoding threads. 1 suits loader workers, which are processes already; 0 uses all cores.
 
@@ -101,7 +102,15 @@ def _open_file(local: str, *, name: str, reader: str, threads: int) -> VideoRead
         from videomaskfeat.data.frames import FrameFolderReader, ImageReader
 
         return FrameFolderReader(local) if os.path.isdir(local) else ImageReader(local)
-    if reader != "pyav":
+    if reader.startswith("torchcodec"):
+        from videomaskfeat.data.readers_decord import InexactIndexError
+        from videomaskfeat.data.readers_torchcodec import TorchcodecReader
+
+        try:
+            return TorchcodecReader(local, threads=threads, decoder=reader)
+        except InexactIndexError:
+            _log.debug("%s: no plain file, so PyAV reads it instead of %s", local, reader)
+    elif reader != "pyav":
         from videomaskfeat.data.readers_decord import DecordReader, InexactIndexError
 
         try:
@@ -157,11 +166,11 @@ def probe(path: str | os.PathLike[str], reader: str = "auto") -> VideoInfo:
 def available_readers() -> dict[str, str]:
     """The version of each reader, or why it is missing, as ``missing: ...``."""
     versions = {}
-    for name, module in (("decord", "decord"), ("pyav", "av")):
+    for name, module in (("decord", "decord"), ("pyav", "av"), ("torchcodec", "torchcodec")):
         try:
             versions[name] = str(importlib.import_module(module).__version__)
-        except (ImportError, OSError) as error:  # OSError: a shared library that does not load
-            versions[name] = f"missing: {error}"
+        except (ImportError, OSError, RuntimeError) as error:  # a shared library that does not load
+            versions[name] = f"missing: {str(error).strip().splitlines()[0]}"
     return versions
 
 

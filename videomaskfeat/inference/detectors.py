@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from videomaskfeat.data.ava import KeyFrameViews
+from videomaskfeat.data.ava import BoxedClips, KeyFrameBatch, KeyFrameViews
 from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import VideoSource
-from videomaskfeat.data.batches import BoxedClips, Failure, KeyFrameBatch
+from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import ViewLoader
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.distributed import stop_if_requested

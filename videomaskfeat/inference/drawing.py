@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,14 +17,12 @@ from videomaskfeat.data.transforms import UniformCrop
 from videomaskfeat.data.video import VideoReadError, open_video
 from videomaskfeat.data.worker_pool import call_in_workers
 from videomaskfeat.errors import UserError, unknown_name
-from videomaskfeat.inference.classifiers import ClassMap, ClipMap
 from videomaskfeat.io import make_folder, output_paths
 from videomaskfeat.plugins import is_plugin
 from videomaskfeat.recipe import PretrainRecipe, denormalize
 from videomaskfeat.targets import TARGETS, build_target
 from videomaskfeat.targets.hog import HogTarget
 from videomaskfeat.targets.pixels import PixelTarget
-from videomaskfeat.viz.heat import heat_frames, write_heat_film, write_heat_picture
 from videomaskfeat.viz.pictures import (
     ClipDrawing,
     Row,
@@ -40,7 +38,7 @@ DRAWN = ("hog", "pixels")
 
 @dataclass(frozen=True)
 class Visualized:
-    """The result of :func:`draw_videos`.
+    """The drawings of videos.
 
     Attributes:
         written: an image and a film for each video that could be read.
@@ -98,71 +96,23 @@ def draw_videos(
                 title=os.path.basename(video),
                 frame_labels=tuple(f"frame {number}" for number in indices),
             )
-            written.append(_with_suffix(outputs[index], ".png"))
+            written.append(with_suffix(outputs[index], ".png"))
             write_picture(written[-1], drawing, columns=columns)
             if len(frames) > 1:
-                written.append(_with_suffix(outputs[index], ".mp4"))
+                written.append(with_suffix(outputs[index], ".mp4"))
                 write_film(written[-1], drawing)
     finally:
         model.train(was_training)
     return Visualized(written, failures)
 
 
-def draw_maps(
-    compute: Callable[[str], ClipMap],
-    videos: Sequence[str],
-    out: str | os.PathLike[str],
-    *,
-    suffix: str,
-    columns: int = 8,
-) -> Visualized:
-    """Draw a map of the middle clip of each video.
-
-    Args:
-        compute: path -> map, such as ``load_encoder(...).attention_map``.
-        videos: paths.
-        out: folder for ``NAME_SUFFIX.png``, and for ``NAME_SUFFIX.mp4`` if clips have more than one frame.
-        suffix: end of the names.
-        columns: maximum number of frames in an image.
-
-    Raises:
-        UserError: as ``compute``.
-    """
-    make_folder(out)
-    result = Visualized([], [])
-    for video, output in zip(videos, output_paths(out, videos, f"_{suffix}"), strict=True):
-        try:
-            clip_map = compute(video)
-        except (VideoReadError, ShortVideoError) as error:
-            result.failures.append(error)
-            continue
-        title = os.path.basename(video)
-        if isinstance(clip_map, ClassMap):
-            title = f"{title}: {clip_map.prediction.text}"
-        frames = clip_map.frames.numpy()
-        heat = heat_frames(frames, clip_map.values.numpy())
-        result.written.append(_with_suffix(output, ".png"))
-        write_heat_picture(
-            result.written[-1],
-            frames,
-            heat,
-            title=title,
-            name=clip_map.name,
-            note=clip_map.note,
-            columns=columns,
-        )
-        if len(frames) > 1:
-            result.written.append(_with_suffix(output, ".mp4"))
-            write_heat_film(result.written[-1], frames, heat)
-    return result
-
-
 def drawn_files(out: str | os.PathLike[str], videos: Sequence[str], ending: str = "") -> list[Path]:
     """The files that the drawings of the videos may have."""
-    return [_with_suffix(path, end) for path in output_paths(out, videos, ending) for end in (".png", ".mp4")]
+    return [with_suffix(path, end) for path in output_paths(out, videos, ending) for end in (".png", ".mp4")]
 
 
-def _with_suffix(path: Path, suffix: str) -> Path:
+def with_suffix(path: Path, suffix: str) -> Path:
+    """The path with a suffix after its name."""
     return path.with_name(f"{path.name}{suffix}")  # a name may contain a dot
 
 

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from videomaskfeat.data.batches import Failure
 from videomaskfeat.data.loader import ViewLoader
-from videomaskfeat.data.memory import StoredVideo, VideoMemory, decode_videos
+from videomaskfeat.data.memory import MemoryNeed, StoredVideo, VideoMemory, decode_videos, size_text
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.views import EvaluationViews
 from videomaskfeat.engine import distributed
@@ -30,6 +30,9 @@ from videomaskfeat.errors import RunFailed, UserError, check_name
 from videomaskfeat.recipe import ClipRecipe
 from videomaskfeat.schemas.sections import ListConfig
 from videomaskfeat.stored_recipe import ClassifyRecipe
+
+if TYPE_CHECKING:
+    from videomaskfeat.engine.run import Run
 
 T = TypeVar("T")
 AVERAGES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -278,33 +281,37 @@ def refuse_ranks_on_ray(ray: str) -> None:
         )
 
 
-def hold_videos(
-    data: ListConfig,
-    loaders: Iterable[Any],
-    lists: Iterable[Records] = (),
-    *,
-    log: Callable[[str], None],
-) -> VideoMemory | None:
-    """Decode the videos of lists into memory, once per machine; None with ``data.cache=none``.
+def distinct_paths(lists: Iterable[Records]) -> list[str]:
+    """Paths of the videos of lists, each once."""
+    return list(dict.fromkeys(record.path for records in lists for record in records))
 
-    The data sets of the loaders read from it. A loader may be None. ``log`` receives a line on rank 0.
+
+def hold_videos(run: Run) -> VideoMemory | None:
+    """Decode the videos of a training into memory, once per machine; None with ``data.cache=none``.
+
+    The data sets of its loaders read from it. The expected and the used memory are logged on rank 0.
 
     All ranks must call it. The frames are in a file of the temporary folder (TMPDIR), which stays in the
     system's page cache. Its name is removed as soon as all ranks have opened it.
 
     Raises:
-        UserError: the frames do not fit.
+        UserError: the frames do not fit. It is raised before the first video is decoded if the sizes of the
+            files show it.
     """
+    data: ListConfig = run.config.data
     if data.cache == "none":
         return None
-    datasets = [loader.dataset for loader in loaders if loader is not None]
-    all_lists = [*(dataset.records for dataset in datasets), *lists]
-    paths = list(dict.fromkeys(record.path for records in all_lists for record in records))
+    paths = distinct_paths(run.video_lists())
     local_rank = int(os.environ.get("LOCAL_RANK", "0")) if distributed.world_size() > 1 else 0
 
     def decode() -> tuple[str, dict[str, StoredVideo]]:
         if local_rank:
             return "", {}
+        need = MemoryNeed.estimate(paths, data.reader)
+        if not need.fits:
+            raise UserError(need.problem)
+        if distributed.is_main():
+            run.folder.log(f"cache     {need}")
         with tempfile.NamedTemporaryFile(prefix="videomaskfeat-", delete=False) as file:
             try:
                 videos = decode_videos(
@@ -327,10 +334,11 @@ def hold_videos(
     finally:
         if local_rank == 0:
             os.unlink(name)
-    for dataset in datasets:
-        dataset.memory = memory
+    for loader in (run.loader, run.heldout):
+        if loader is not None:
+            loader.dataset.memory = memory
     if distributed.is_main():
-        log(f"cache     {len(videos)} of {len(paths)} videos in memory: {memory.bytes / 2**20:.1f} MiB")
+        run.folder.log(f"cache     {len(videos)} of {len(paths)} videos in memory: {size_text(memory.bytes)}")
     return memory
 
 

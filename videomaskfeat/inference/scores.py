@@ -28,18 +28,21 @@ from videomaskfeat.metrics.accuracy import (
     Accuracy,
     MultiLabelScore,
     accuracy,
+    chance_precision,
     class_accuracies,
     confusion_matrix,
     label_ranks,
     multi_label_score,
     predictions,
 )
+from videomaskfeat.metrics.bootstrap import multi_label_interval
 from videomaskfeat.texts import show_text
 from videomaskfeat.viz.evaluation import (
     ClassPrecision,
     ClassRow,
     ShownVideo,
     accuracy_text,
+    mean_ap_text,
     render_evaluation,
 )
 
@@ -345,12 +348,16 @@ def write_evaluation(
         confusion, rows = _write_confusion(folder, scored)
     save_scores(folder / "scores.npz", scored, **({} if confusion is None else {"confusion": confusion}))
     write_table(folder / "scores.csv", [_COLUMNS, *_video_lines(scored)])
-    percent = {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    percent: dict[str, Any] = (
+        {key: getattr(result, key) for key in ("top1", "top5", "mean_class")} if result else {}
+    )
     multi_label: MultiLabelScore | None = None
+    interval: tuple[float, float] | None = None
     precisions: list[ClassPrecision] = []
     if scored.targets is not None:
         multi_label = multi_label_score(scored.scores, scored.targets)
-        percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance}
+        interval = multi_label_interval(scored.scores, scored.targets)
+        percent = {"map": multi_label.mean_ap, "map_chance": multi_label.chance, "map_interval": interval}
         precisions = _write_precisions(folder, scored, multi_label)
     summary = write_result(
         folder,
@@ -379,7 +386,7 @@ def write_evaluation(
     write_page(folder / "report.html", html)
     if submission:
         write_submission(submission, scored)
-    text = _format_result(scored, result or multi_label, folder, about["protocol"], submission)
+    text = _format_result(scored, result or multi_label, folder, about["protocol"], submission, interval)
     return result or multi_label, text
 
 
@@ -396,7 +403,13 @@ def _write_confusion(folder: Path, scored: ScoredList) -> tuple[np.ndarray, list
 def _write_precisions(folder: Path, scored: ScoredList, score: MultiLabelScore) -> list[ClassPrecision]:
     """Write per_class.csv of a multi-label list; returns its content."""
     precisions = [
-        ClassPrecision(label, scored.class_text(label), int(count), float(ap))
+        ClassPrecision(
+            label,
+            scored.class_text(label),
+            int(count),
+            float(ap),
+            100 * chance_precision(int(count), score.videos) if count else float("nan"),
+        )
         for label, (count, ap) in enumerate(zip(score.counts, score.ap, strict=True))
     ]
     lines = [(row.label, row.name, row.videos, f"{row.ap:.2f}" if row.videos else "") for row in precisions]
@@ -527,11 +540,12 @@ def _format_result(
     folder: Path,
     protocol: Mapping[str, Any],
     submission: str,
+    interval: tuple[float, float] | None,
 ) -> str:
     views = f" ({protocol['views']} x {protocol['crops']} views)" if "views" in protocol else ""
     lines = [f"{len(scored.rows)} of {scored.listed} videos scored{views}"]
     if isinstance(result, MultiLabelScore):
-        lines.append(f"mAP         {result.mean_ap:.2f} % (random scores: {result.chance:.2f} %)")
+        lines.append(f"mAP         {mean_ap_text(result.mean_ap, result.chance, interval)}")
     elif result is not None:
         lines += [
             f"top-1       {accuracy_text(result.top1, result.videos, scored.classes)}",

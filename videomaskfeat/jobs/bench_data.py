@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import copy_shared_clips
 from videomaskfeat.data.memory import VideoMemory, decode_videos
 from videomaskfeat.data.stages import STAGES, MeasuredBatch, StageMeasurement
+from videomaskfeat.data.uncut import UncutClips
 from videomaskfeat.data.worker_pool import WorkerPool
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
@@ -29,7 +30,11 @@ from videomaskfeat.texts import printable_name
 
 logger = logging.getLogger(__name__)
 _VIDEOS_PER_BATCH = 8  # at most, so that several batches are measured in a short time
-_MEANINGS = {**STAGES, "copy": "copy the batch to the device (main process)"}
+_MEANINGS = {
+    **STAGES,
+    "copy": "copy the batch to the device (main process)",
+    "device": "crop, resize, flip and augment on the device (main process)",
+}
 _SHOWN = 5  # failures in the text
 
 
@@ -40,12 +45,13 @@ class DataBenchmark:
     Attributes:
         source: the list.
         device: device of the training.
-        seconds: stage -> seconds per clip; all except copy are those of one worker process.
+        seconds: stage -> seconds per clip; all except copy and device are those of one worker process. The
+            stage device, with ``data.augment_on=device`` only, is part of the step.
         clips: number of measured clips.
         failures: path and cause of each record that could not be read.
         decode_seconds: with ``data.cache=memory`` seconds per video to decode it into memory, once per run.
         step_clips: clips per step of this process.
-        step_seconds: seconds per step without the wait for data.
+        step_seconds: seconds per step without the wait for data, with the stage device.
         workers: ``data.workers`` of the config.
         cores: processor cores that this process may use.
     """
@@ -157,7 +163,7 @@ def bench_data(
     keys = list(_keys(dataset, clips))
     if getattr(config.data, "cache", "none") == "memory":
         decode_seconds = _hold(dataset, [dataset.records[key.index].path for group in keys for key in group])
-    measured, copying = _measure(dataset, keys, device, seconds, config.data.read_seconds)
+    measured, outside = _measure(dataset, keys, device, seconds, config.data.read_seconds)
     failures = [failure for batch in measured for failure in batch.failures]
     counted_batches = [place for place, batch in enumerate(measured) if batch.clips]
     if not counted_batches:
@@ -167,10 +173,11 @@ def bench_data(
         )
     used = counted_batches[1:] or counted_batches
     total = sum(measured[place].clips for place in used)
-    per_clip = {stage: sum(measured[place].seconds[stage] for place in used) / total for stage in STAGES} | {
-        "copy": sum(copying[place] for place in used) / total
-    }
+    per_clip = {stage: sum(measured[place].seconds[stage] for place in used) / total for stage in STAGES}
+    for stage in outside[used[0]]:
+        per_clip[stage] = sum(outside[place][stage] for place in used) / total
     step_clips, step_seconds = measure_step()
+    step_seconds += step_clips * per_clip.get("device", 0.0)
     result = DataBenchmark(
         source=dataset.records.source,
         device=str(device),
@@ -220,8 +227,8 @@ def _measure(
     device: torch.device,
     limit_seconds: float,
     read_seconds: float,
-) -> tuple[list[MeasuredBatch], list[float]]:
-    """The batches without their tensors, and the seconds to copy each to the device."""
+) -> tuple[list[MeasuredBatch], list[dict[str, float]]]:
+    """The batches without their tensors, and the seconds of the other stages of each: copy, and device."""
     pool: WorkerPool[list[SampleKey], MeasuredBatch] = WorkerPool(
         StageMeasurement(dataset),
         iter(keys),
@@ -230,26 +237,39 @@ def _measure(
         ahead=1,
         read_seconds=read_seconds,
     )
-    measured, copying = list[MeasuredBatch](), list[float]()
+    measured, outside = list[MeasuredBatch](), list[dict[str, float]]()
     started = time.perf_counter()
     try:
         while (result := pool.take()) is not None:
-            copying.append(_copy(result.batch, device) if result.clips else 0.0)
+            outside.append(_copy(result.batch, device) if result.clips else {})
             measured.append(MeasuredBatch(result.seconds, result.clips, result.failures, None))
             if len(measured) > 1 and time.perf_counter() - started > limit_seconds:
                 break
     finally:
         pool.close()
-    return measured, copying
+    return measured, outside
 
 
-def _copy(batch: Any, device: torch.device) -> float:
-    """Seconds to copy a batch out of the worker's memory and to the device."""
+def _copy(batch: Any, device: torch.device) -> dict[str, float]:
+    """Seconds to copy a batch out of a worker's memory to the device, and to change uncut clips there."""
     started = time.perf_counter()
     own = copy_shared_clips(batch)
     if device.type == "cuda":
-        own.pin_memory().to(device)
-        torch.cuda.synchronize(device)
-    else:
+        own = own.pin_memory()
+    uncut = [value for value in vars(own).values() if isinstance(value, UncutClips)]
+    if not uncut:
         own.to(device)
-    return time.perf_counter() - started
+        _synchronize(device)
+        return {"copy": time.perf_counter() - started}
+    copied = [replace(clips, pixels=clips.pixels.to(device, non_blocking=True)) for clips in uncut]
+    _synchronize(device)
+    changing = time.perf_counter()
+    for clips in copied:
+        clips.apply()
+    _synchronize(device)
+    return {"copy": changing - started, "device": time.perf_counter() - changing}
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

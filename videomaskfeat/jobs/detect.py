@@ -14,16 +14,16 @@ from torch import Tensor
 
 from videomaskfeat.ava import AVA_ACTIONS, read_action_kinds, read_label_map
 from videomaskfeat.data.augment import Augmentation
-from videomaskfeat.data.ava import ActionClips
+from videomaskfeat.data.ava import ActionBatch, ActionClips
 from videomaskfeat.data.ava_lists import KeyFrames, training_key_frames
-from videomaskfeat.data.batches import ActionBatch
 from videomaskfeat.data.loader import ClipLoader, FailureCounter
 from videomaskfeat.data.operations import ColorJitter
 from videomaskfeat.data.transforms import ShortSideJitterCrop
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.sections import loader_options
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError
 from videomaskfeat.inference.ava_scores import ScoredFiles, write_key_frame_score
@@ -52,6 +52,7 @@ from videomaskfeat.models.zoo import DETECTOR, MODELS, named_model, with_default
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.detect import DetectConfig
 from videomaskfeat.stored_recipe import DETECT_KEY, DetectRecipe, compare_levels, recipe_texts
+from videomaskfeat.viz.evaluation import chance_advice
 from videomaskfeat.viz.report import write_report
 
 AVA_POSES = tuple(range(1, 15))
@@ -240,7 +241,10 @@ class DetectRun(Run):
         return {"mean_ap": scored.result.mean_ap, **means}, lines
 
     def conclude(self, summary: Mapping[str, Any]) -> list[str]:
-        return self.final_lines if "mean_ap" in summary else []
+        if "mean_ap" not in summary:
+            return []
+        low = (summary.get("mean_ap_interval") or [summary["mean_ap"]])[0]
+        return [*self.final_lines, *chance_advice(summary, summary.get("mean_ap_chance") or 0.0, low)]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Shor
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.average import check_weight_sets
 from videomaskfeat.engine.contracts import StepResult
-from videomaskfeat.engine.run import BestWeights, Outcome, Run, loader_options, run_training
+from videomaskfeat.engine.run import BestWeights, Outcome, Run, run_training
+from videomaskfeat.engine.sections import loader_options
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.clip_settings import describe_inherited
@@ -51,6 +52,7 @@ from videomaskfeat.metrics.accuracy import (
     confusion_matrix,
     multi_label_score,
 )
+from videomaskfeat.metrics.bootstrap import multi_label_interval
 from videomaskfeat.models import create_model_from
 from videomaskfeat.models.cost import describe_parameters, multiply_adds
 from videomaskfeat.models.load_report import LoadReport
@@ -62,7 +64,7 @@ from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.finetune import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
-from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
+from videomaskfeat.viz.evaluation import accuracy_text, chance_advice, confidence_interval, mean_ap_text
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -142,9 +144,11 @@ class FinetuneRun(Run):
             )
         return lines
 
+    def video_lists(self) -> list[Records]:
+        return [*super().video_lists(), *([] if self.lists.validation is None else [self.lists.validation])]
+
     def prepare(self) -> None:
-        lists = [] if self.lists.validation is None else [self.lists.validation]
-        self.memory = hold_videos(self.config.data, (self.loader,), lists, log=self.folder.log)
+        self.memory = hold_videos(self)
 
     def step(self, batch: LabeledBatch) -> StepResult:
         """Loss and ``train_top1`` in percent.
@@ -230,6 +234,7 @@ class FinetuneRun(Run):
                 "validation_best_map": self.best.score,
                 "map": result.mean_ap,
                 "map_chance": result.chance,
+                "map_interval": multi_label_interval(scores, labels),
                 "videos": result.videos,
             }
         score = accuracy(scores, labels)
@@ -257,39 +262,29 @@ class FinetuneRun(Run):
             for failure in self.unreadable or ()
         ]
         if "map" in summary:
+            ends = summary["map_interval"]
             lines += [
                 f"held-out mAP over {summary['views']} x {summary['crops']} views, {summary['videos']} of "
                 f"{summary['listed']} videos",
-                f"  mAP         {summary['map']:.2f} % (random scores: {summary['map_chance']:.2f} %)",
+                f"  mAP         {mean_ap_text(summary['map'], summary['map_chance'], ends)}",
+                *chance_advice(summary, summary["map_chance"], summary["map"] if ends is None else ends[0]),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_map']:.2f} % with one view)",
             ]
         if "top1" in summary:
             counts = summary["videos"], summary["classes"]
+            low = 100 * confidence_interval(summary["top1"] / 100, counts[0])[0]
             lines += [
                 f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
                 f"{summary['videos']} of {summary['listed']} videos",
                 f"  top-1       {accuracy_text(summary['top1'], *counts)}",
                 f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
                 f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
-                *_advice(summary),
+                *chance_advice(summary, 100 / counts[1], low),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",
             ]
         return lines
-
-
-def _advice(summary: Mapping[str, Any]) -> list[str]:
-    """What to try if the accuracy may be that of guesses."""
-    videos, classes = summary["videos"], summary["classes"]
-    low, _ = confidence_interval(summary["top1"] / 100, videos)
-    if low > 1 / classes:
-        return []
-    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
-    return [
-        f"advice      the interval of {counted(videos, 'video')} includes chance: {start}train longer "
-        "(optim.epochs), try optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
-    ]
 
 
 @dataclass(frozen=True)
@@ -430,6 +425,7 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
         samples_per_video=config.clip.samples_per_video,
         flip_labels=_flip_labels(config, lists.names),
         balanced=config.data.balanced,
+        uncut=config.data.augment_on == "device",
     )
     return ClipLoader(dataset, **loader_options(config))
 

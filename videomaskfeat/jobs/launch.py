@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _PARTITION_SECONDS = 20.0  # for an answer of sinfo
 _REQUEUE_SECONDS = 30.0  # SLURM's KillWait: after SIGTERM, the signal to requeue may follow within this time
+_END_SECONDS = 10.0  # for torchrun to end after its ranks
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
 _FIRST_PORT, _PORTS = 20_000, 20_000  # for the rendezvous, chosen by the number of the job
 
@@ -195,8 +196,7 @@ class NodeTask:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._note_termination)
         self._start(environment)
-        while self._exit_code is None:
-            time.sleep(_POLL_SECONDS)
+        self._wait()
         if self._terminated:
             # A preempted job gets SIGTERM first, which its ranks get, too. The signal to requeue follows.
             time.sleep(_REQUEUE_SECONDS)
@@ -260,11 +260,25 @@ class NodeTask:
 
         threading.Thread(target=wait, daemon=True).start()
 
+    def _wait(self) -> None:
+        """Wait for the end of torchrun. After SIGTERM, it and its ranks have `save_seconds` to end.
+
+        SLURM sends SIGTERM to all processes of a job; as a local job, this task alone gets it.
+        """
+        killed_at: float | None = None
+        while self._exit_code is None:
+            if self._terminated and self._process is not None:
+                if killed_at is None:
+                    killed_at = time.monotonic() + self.save_seconds + _END_SECONDS
+                    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+                        self._process.terminate()
+                elif time.monotonic() > killed_at:
+                    self._process.kill()
+            time.sleep(_POLL_SECONDS)
+
     def _note_termination(self, number: int, frame: FrameType | None) -> None:
-        """SLURM sends SIGTERM to all processes of a job; as a local job, this task alone gets it."""
+        # No more than this: the signal may come before torchrun starts, or while it starts.
         self._terminated = True
-        if os.environ.get("SUBMITIT_EXECUTOR") == "local" and self._process is not None:
-            self._process.terminate()
 
 
 def _prepare_launcher() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from videomaskfeat.data.memory import MemoryNeed
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.log import peak_memory_mb
@@ -19,6 +20,7 @@ from videomaskfeat.engine.memory import explained_out_of_memory
 from videomaskfeat.engine.run import Run, check_config
 from videomaskfeat.engine.threads import LONGEST_ON_CPU, nano_command, step_once
 from videomaskfeat.errors import UserError, counted
+from videomaskfeat.inference.multiview import distinct_paths
 from videomaskfeat.machine import available_cores, available_memory
 
 _STEPS = 6  # measured at most, after the first one
@@ -45,6 +47,7 @@ class TrainingPlan:
         fixed_mb, clip_mb: memory before the first step, and per clip of a micro-batch [MB, 10^6 bytes].
         free_mb: memory that is free on the device; None if unknown.
         usual_steps: steps that small models usually need for a useful result; 0: unknown.
+        cache: memory of the decoded videos; None without ``data.cache=memory``.
     """
 
     lines: list[str]
@@ -60,6 +63,7 @@ class TrainingPlan:
     clip_mb: float
     free_mb: float | None
     usual_steps: int = 0
+    cache: MemoryNeed | None = None
 
     @property
     def step_seconds(self) -> float:
@@ -84,6 +88,8 @@ class TrainingPlan:
     def advice(self) -> list[str]:
         """What to change; empty if nothing stands out."""
         config, lines = self.config, []
+        if self.cache is not None and not self.cache.fits:
+            lines.append(self.cache.problem)
         if self.free_mb is not None and self.memory_mb > _MEMORY_SHARE * self.free_mb:
             room = max(_MEMORY_SHARE * self.free_mb - self.fixed_mb, 0.0)
             fit = max(int(room / self.clip_mb), 1) if self.clip_mb else self.micro_clips
@@ -136,6 +142,8 @@ class TrainingPlan:
             f"time      {duration_text(self.seconds)} for {counted(self.steps, 'step')}, without evaluations",
             f"memory    about {self.memory_mb / 1e3:.1f} GB{free}",
         ]
+        if self.cache is not None:
+            lines.append(f"cache     {self.cache}")
         return "\n".join([*lines, *(f"advice    {line}" for line in self.advice())])
 
 
@@ -168,6 +176,9 @@ def _plan_on(device: torch.device, config: Any, build: Callable[[Any, torch.devi
     with closing(training.loader):
         lines = [*training.plan(), *training.plan_of_training()]
         steps = training.total_steps
+        cache = None
+        if _in_memory(config):
+            cache = MemoryNeed.estimate(distinct_paths(training.video_lists()), config.data.reader)
     for size in sizes:
         optim = replace(config.optim, batch_size=size, accumulate=1)
         training = build(replace(config, optim=optim), device)
@@ -192,6 +203,7 @@ def _plan_on(device: torch.device, config: Any, build: Callable[[Any, torch.devi
         clip_mb=max(peak_memory_mb(device) - before, 0.0) / size,
         free_mb=_free_mb(device),
         usual_steps=training.usual_steps,
+        cache=cache,
     )
 
 

@@ -139,13 +139,16 @@ class PretrainRun(Run):
         initial = {} if initialization == "slowfast" else {"model.initialization in effect": initialization}
         return {**self.method.fingerprint, **initial}
 
-    def prepare(self) -> None:
-        from videomaskfeat.inference.multiview import hold_videos
+    def video_lists(self) -> list[Any]:
+        return [*super().video_lists(), *([] if self.probe is None else self.probe.lists)]
 
-        lists = [] if self.probe is None else self.probe.lists
-        memory = hold_videos(self.config.data, (self.loader, self.heldout), lists, log=self.folder.log)
-        if self.probe is not None:
-            self.probe.memory = memory
+    def prepare(self) -> None:
+        if self.config.data.cache != "none":
+            from videomaskfeat.inference.multiview import hold_videos
+
+            memory = hold_videos(self)
+            if self.probe is not None:
+                self.probe.memory = memory
         self.untrained = self.heldout_loss()
         self.probed = {f"{name}_untrained": value for name, value in self.probe_features().items()}
 

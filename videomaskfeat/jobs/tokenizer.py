@@ -23,7 +23,8 @@ from videomaskfeat.data.transforms import ClipTransform, RandomResizedCrop, Unif
 from videomaskfeat.engine import distributed
 from videomaskfeat.engine.contracts import Stateful, StepResult
 from videomaskfeat.engine.optim import CosineRamp
-from videomaskfeat.engine.run import Outcome, Run, heldout_loader_options, loader_options, run_training
+from videomaskfeat.engine.run import Outcome, Run, run_training
+from videomaskfeat.engine.sections import heldout_loader_options, loader_options
 from videomaskfeat.environment import environment_text
 from videomaskfeat.errors import UserError, counted
 from videomaskfeat.inference.multiview import hold_videos
@@ -130,7 +131,7 @@ class TokenizerRun(Run):
         return {f"the content of {path}": file_sha256(path)} if path else {}
 
     def prepare(self) -> None:
-        hold_videos(self.config.data, (self.loader, self.heldout), log=self.folder.log)
+        hold_videos(self)
         self.untrained = self.measure()
 
     def evaluate(self) -> dict[str, float]:

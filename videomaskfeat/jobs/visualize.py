@@ -10,7 +10,8 @@ from functools import partial
 from videomaskfeat.data.formats import expand_folders
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.inference.classifiers import ClipMap, load_classifier, load_encoder, load_network
-from videomaskfeat.inference.drawing import Visualized, draw_maps, draw_videos, drawn_files
+from videomaskfeat.inference.drawing import Visualized, draw_videos, drawn_files
+from videomaskfeat.inference.map_drawing import draw_maps
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.threads import choose_inference_threads
 from videomaskfeat.io import check_outputs

@@ -14,7 +14,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.records import check_frames
 from videomaskfeat.data.transforms import RandomResizedCrop
 from videomaskfeat.engine import distributed
-from videomaskfeat.engine.run import heldout_loader_options, loader_options
+from videomaskfeat.engine.sections import heldout_loader_options, loader_options
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.masking import EXACT, is_exact
@@ -254,7 +254,7 @@ def _dataset(
         aspect=(clip.crop_aspect[0], clip.crop_aspect[1]),
         flip=clip.flip,
     )
-    return method.dataset(
+    dataset = method.dataset(
         records,
         crop=crop,
         heldout=heldout,
@@ -262,3 +262,8 @@ def _dataset(
         reader=data.reader,
         seed=config.run.seed,
     )
+    if data.augment_on == "device" and not heldout:
+        from videomaskfeat.data.uncut import leave_uncut
+
+        leave_uncut(dataset)
+    return dataset

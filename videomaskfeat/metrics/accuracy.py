@@ -54,7 +54,7 @@ class MultiLabelScore:
 
     Attributes:
         mean_ap: mean of ``ap`` over the classes with videos, percent.
-        chance: the same of random scores: the mean share of videos with the class, percent.
+        chance: the expected value of ``mean_ap`` for random scores, percent; see `chance_precision`.
         ap: average precision per class, percent, float64 [L]; NaN without videos.
         counts: videos with each class, int64 [L].
         videos: number of videos.
@@ -81,7 +81,7 @@ def multi_label_score(scores: np.ndarray, targets: np.ndarray) -> MultiLabelScor
     ap = np.array([average_precision(*column) for column in zip(scores.T, targets.T, strict=True)])
     return MultiLabelScore(
         mean_ap=100 * float(np.nanmean(ap)),
-        chance=100 * float(counts[counts > 0].mean() / len(targets)),
+        chance=100 * float(np.mean([chance_precision(int(n), len(targets)) for n in counts[counts > 0]])),
         ap=100 * ap,
         counts=counts,
         videos=len(targets),
@@ -103,6 +103,22 @@ def average_precision(scores: np.ndarray, targets: np.ndarray) -> float:
     hits = np.cumsum(targets[order])[last]
     precision = hits / (np.flatnonzero(last) + 1)
     return float((np.diff(hits, prepend=0) * precision).sum() / hits[-1])
+
+
+def chance_precision(positives: int, videos: int) -> float:
+    """Expected average precision of one class for scores in random order, 0..1.
+
+    It is above the share of positives, and much above it for few videos: a positive at place k has a
+    precision of (1 + (k - 1) * (P - 1) / (n - 1)) / k on average, and each place is equally likely.
+
+    >>> chance_precision(1, 2), round(chance_precision(4, 40), 3)
+    (0.75, 0.176)
+    """
+    if videos == 1:
+        return float(positives)
+    others = (positives - 1) / (videos - 1)  # share of positives among the other videos
+    mean_inverse = float((1 / np.arange(1, videos + 1)).mean())
+    return others + (1 - others) * mean_inverse
 
 
 def predictions(scores: np.ndarray) -> np.ndarray:

@@ -1,10 +1,10 @@
-"""A confidence interval of a mean average precision, by drawing the videos again (bootstrap)."""
+"""Confidence intervals of mean average precisions, by drawing the videos again (bootstrap)."""
 
 from __future__ import annotations
 
 import numpy as np
 
-_VALUES_AT_ONCE = 4_000_000  # resamples x detections of an action
+_VALUES_AT_ONCE = 4_000_000  # resamples x detections of an action, or x videos
 
 
 def mean_ap_interval(
@@ -50,6 +50,62 @@ def mean_ap_interval(
     known = precisions[np.isfinite(precisions).any(axis=1)]
     low, high = np.quantile(np.nanmean(known, axis=1), [0.025, 0.975])
     return float(low), float(high)
+
+
+def multi_label_interval(
+    scores: np.ndarray, targets: np.ndarray, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """The 95 % confidence interval of `multi_label_score`'s mAP, by the bootstrap of `mean_ap_interval`.
+
+    A resample in which no video has a class leaves this class out of its mean.
+
+    Args:
+        scores: float [n, L].
+        targets: bool [n, L], the classes of each video.
+        resamples: number of resamples.
+        seed: seed of the draws.
+
+    Returns:
+        Lower and upper end, percent; None for less than two videos, or if no video has a class.
+    """
+    videos = len(scores)
+    if videos < 2 or not targets.any():
+        return None
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(videos, np.full(videos, 1 / videos), size=resamples)  # [B, n]
+    sums, counts = np.zeros(resamples), np.zeros(resamples, np.int64)
+    for column in np.flatnonzero(targets.any(axis=0)):
+        precisions = _weighted_precisions(drawn, scores[:, column], targets[:, column])
+        known = np.isfinite(precisions)
+        sums += np.where(known, precisions, 0.0)
+        counts += known
+    means = 100 * sums[counts > 0] / counts[counts > 0]
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _weighted_precisions(drawn: np.ndarray, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Average precision of a class in each resample, float64 [B]; NaN without positives.
+
+    It is that of `accuracy.average_precision` if each video occurs as often as it was drawn. Copies of a
+    video have equal scores, which count together.
+
+    Args:
+        drawn: int64 [B, n], copies of each video.
+        scores, targets: float [n] and bool [n].
+    """
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.diff(scores[order]) != 0, True)  # last place of each score
+    precisions = np.empty(len(drawn))
+    step = max(_VALUES_AT_ONCE // len(scores), 1)
+    for first in range(0, len(drawn), step):
+        copies = drawn[first : first + step, order]  # [b, n]
+        hits = np.cumsum(copies * targets[order], axis=1)[:, last]
+        totals = np.cumsum(copies, axis=1)[:, last]
+        areas = (np.diff(hits, axis=1, prepend=0) * hits / np.maximum(totals, 1)).sum(axis=1)
+        with np.errstate(invalid="ignore"):
+            precisions[first : first + step] = areas / hits[:, -1]
+    return precisions
 
 
 def _average_precisions(

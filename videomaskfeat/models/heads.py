@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.batch_norm import FeatureNorm
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
-from videomaskfeat.models.layers import FeatureNorm, Perceptron, check_positive, initialize
+from videomaskfeat.models.layers import Perceptron, check_positive, initialize
 from videomaskfeat.models.vit import Block
 
 HeadKind = Literal["mean", "norm_mean", "token", "linear", "attentive"]

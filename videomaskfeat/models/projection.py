@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
+from videomaskfeat.models.batch_norm import BatchNorm
 from videomaskfeat.models.layers import (
-    BatchNorm,
     Linear,
     Perceptron,
     check_positive,

@@ -43,6 +43,9 @@ class ActionDataConfig(AvaVideos, ReadingConfig):
     validation_boxes: list[str] = key([], "detected boxes for validation; empty: boxes of the ground truth")
     validation_exclusions: str = key("", "rows video,second that are not scored")
     label_map: str = key("", "label map (pbtxt) of the scored actions", required="actions.pbtxt")
+    augment_on: str = key(
+        "workers", "where clips are cropped, with their boxes (not on the device)", choices=("workers",)
+    )
     classes: int = key(0, "number of actions, ids from 1 (AVA: 80); 0: the label map's largest id", least=0)
 
 

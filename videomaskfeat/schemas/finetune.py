@@ -7,6 +7,7 @@ from typing import Any
 
 from videomaskfeat.config_keys import key, section
 from videomaskfeat.schemas.sections import (
+    AUGMENT_ON,
     SHARE,
     ClipConfig,
     ListConfig,
@@ -28,6 +29,7 @@ class LabeledDataConfig(ListConfig):
 
     classes: int = key(0, "number of classes; 0: from the class names, or the largest label + 1", least=0)
     class_names: str = key("", "file of class names: one per line, or SSv2's labels JSON")
+    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
     balanced: bool = key(False, "equal frequency of all classes in an epoch")
 
 

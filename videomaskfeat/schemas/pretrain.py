@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from videomaskfeat.config_keys import key, section
-from videomaskfeat.schemas.sections import ClipConfig, ListConfig, OptimConfig, RunConfig, StartedModelConfig
+from videomaskfeat.schemas.sections import (
+    AUGMENT_ON,
+    ClipConfig,
+    ListConfig,
+    OptimConfig,
+    RunConfig,
+    StartedModelConfig,
+)
 
 LABELS = ("auto", "yes", "no")
 MASK_KINDS = (
@@ -24,6 +31,13 @@ class DataConfig(ListConfig):
     labels: str = key(
         "auto", "whether rows end with a label; the labels themselves are not used", choices=LABELS
     )
+
+
+@dataclass
+class PretrainDataConfig(DataConfig):
+    """Videos."""
+
+    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
 
 
 @dataclass
@@ -126,7 +140,7 @@ class PretrainClipConfig(ClipConfig):
 class PretrainConfig:
     """Masked pre-training. The defaults are the published MaskFeat recipe of MViTv2-S on Kinetics-400."""
 
-    data: DataConfig = section(DataConfig)
+    data: PretrainDataConfig = section(PretrainDataConfig)
     clip: PretrainClipConfig = section(PretrainClipConfig)
     mask: MaskConfig = section(MaskConfig)
     method: MethodConfig = section(MethodConfig)

@@ -10,7 +10,8 @@ from videomaskfeat.config_keys import key
 LIST_FORMATS = ("auto", "kinetics", "table", "ssv2", "multilabel", "shards", "folder", "frames", "images")
 SEPARATORS = ("auto", "space", "comma", "tab", "colons", "semicolon", "pipe")
 CACHES = {"none": "each clip is decoded", "memory": "uint8 frames, shared by workers and ranks"}
-READERS = ("auto", "decord", "pyav")
+READERS = ("auto", "decord", "pyav", "torchcodec", "torchcodec-cuda")
+AUGMENT_ON = {"workers": "loader workers, with OpenCV", "device": "run.device; workers only decode"}
 PRESETS = ("ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower")
 PRECISIONS = {"auto": "bf16 on a GPU, fp32 on a CPU", "fp32": "", "bf16": "autocast"}
 COMPILE_MODES = {"default": "", "reduce-overhead": "CUDA graphs, with one process on a GPU"}

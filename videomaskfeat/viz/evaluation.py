@@ -50,12 +50,20 @@ class ClassRow:
 
 @dataclass(frozen=True)
 class ClassPrecision:
-    """The result of one class of a multi-label list: label, name, videos, average precision [percent]."""
+    """The result of one class of a multi-label list.
+
+    Attributes:
+        label, name: class label and name.
+        videos: number of videos with the class.
+        ap: average precision [percent]; NaN without videos.
+        chance: expected average precision of random scores [percent].
+    """
 
     label: int
     name: str
     videos: int
     ap: float
+    chance: float
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ def render_evaluation(
         "confusion": section,
         "classes": _class_table(classes, chance),
         "map": result.get("map"),
-        "precisions": _precision_table(precisions, videos) if precisions else None,
+        "precisions": _precision_table(precisions) if precisions else None,
         "predicted": build_table(
             ("Class", "Videos", "Share"), [(*row, f"{100 * row[1] / videos:.1f} %") for row in counts]
         ),
@@ -163,13 +171,18 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Args:
         result: ``top1``, ``top5`` (no card with at most 5 classes), ``mean_class`` [percent], ``classes`` and
-            ``videos``; ``map`` and ``map_chance`` [percent]; each may be missing.
+            ``videos``; ``map``, ``map_chance`` and the ends ``map_interval`` [percent]; each may be missing.
     """
     classes, videos = finite_number(result.get("classes")), finite_number(result.get("videos"))
     mean_ap, random = finite_number(result.get("map")), finite_number(result.get("map_chance"))
     if mean_ap is not None:
-        note = {} if random is None else {"note": f"chance level {random:.1f} %", "good": mean_ap > random}
-        return [{"name": "mAP", "value": f"{mean_ap:.2f} %", "share": mean_ap / 100, **note}]
+        notes = [] if random is None else [f"chance level {random:.1f} %: random scores"]
+        ends = result.get("map_interval")
+        if ends is not None:
+            notes.append(f"95 % interval {ends[0]:.1f} to {ends[1]:.1f} %: bootstrap over the videos")
+        lowest = mean_ap if ends is None else min(mean_ap, ends[0])
+        shown = {"name": "mAP", "value": f"{mean_ap:.2f} %", "share": mean_ap / 100}
+        return [{**shown, "note": "; ".join(notes), "good": random is not None and lowest > random}]
     names = {"top1": ("Top-1", 1), "top5": ("Top-5", 5), "mean_class": ("Mean class accuracy", 1)}
     cards = []
     for key, (name, guesses) in names.items():
@@ -219,6 +232,32 @@ def accuracy_text(percent: float, videos: float, classes: float, *, guesses: int
     return f"{percent:.2f} %" + (f" ({', '.join(notes)})" if notes else "")
 
 
+def mean_ap_text(percent: float, chance: float, interval: Sequence[float] | None) -> str:
+    """A mAP of a multi-label list with the mAP of random scores and its 95 % interval, all in percent.
+
+    >>> mean_ap_text(40.0, 12.5, (31.04, 52.0))
+    '40.00 % (random scores 12.5 %, 95 % interval 31.0 to 52.0 %)'
+    """
+    ends = "" if interval is None else f", 95 % interval {interval[0]:.1f} to {interval[1]:.1f} %"
+    return f"{percent:.2f} % (random scores {chance:.1f} %{ends})"
+
+
+def chance_advice(summary: Mapping[str, Any], chance: float, low: float) -> list[str]:
+    """What to try if the lower end of the interval of a run's score is not above chance.
+
+    Args:
+        summary: content of summary.json: ``initial_weights`` unless the run started from scratch.
+        chance, low: chance level and lower end, in the same unit.
+    """
+    if low > chance:
+        return []
+    start = "" if "initial_weights" in summary else "start from pre-trained weights (model.weights), "
+    return [
+        f"advice      the interval includes chance: {start}train longer (optim.epochs), try "
+        "optim.layer_decay=1 or another optim.learning_rate, or hold out more videos"
+    ]
+
+
 def confidence_interval(share: float, count: float) -> tuple[float, float]:
     """Wilson's 95 % confidence interval of a share 0..1 of ``count`` independent trials."""
     z = 1.96
@@ -247,13 +286,14 @@ def _class_table(rows: Sequence[ClassRow], chance: float) -> dict[str, Any]:
     return build_table(("Label", "Class", "Videos", "Top-1", "", "Top-5", "Most often confused with"), lines)
 
 
-def _precision_table(rows: Sequence[ClassPrecision], videos: int) -> dict[str, Any]:
+def _precision_table(rows: Sequence[ClassPrecision]) -> dict[str, Any]:
     """The classes of a multi-label list by ascending average precision; classes without videos come last."""
     lines: list[tuple[Any, ...]] = []
     for row in sorted(rows, key=lambda row: (not row.videos, row.ap if row.videos else 0.0, row.label)):
         cells: tuple[Any, ...] = ("", "")
         if row.videos:
-            cells = (f"{row.ap:.1f} %", {"share": row.ap / 100, "good": row.ap / 100 > row.videos / videos})
+            bar = {"share": row.ap / 100, "good": row.ap > row.chance}
+            cells = (f"{row.ap:.1f} %", bar)
         lines.append((row.label, row.name, row.videos, *cells))
     return build_table(("Label", "Class", "Videos", "Average precision", ""), lines)
 

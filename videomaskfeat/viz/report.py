@@ -204,7 +204,7 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
         "measure": str(summary.get("heldout_measure") or "mean squared error at hidden positions"),
         "baseline": "Initial weights" if "initial_weights" in summary else "Untrained model",
         "margin": margin(numbers.get("heldout_trained"), numbers.get("heldout_constant")),
-        "accuracy": accuracy_cards(numbers),
+        "accuracy": accuracy_cards(numbers | {"map_interval": summary.get("map_interval")}),
         "interval": interval_text(numbers),
         "detection": mean_card(
             numbers.get("mean_ap", math.nan),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.engine.processes import exit_codes_of_ranks
 from videomaskfeat.engine import distributed
 from videomaskfeat.errors import UserError
-from videomaskfeat.models.layers import BatchNorm, FeatureNorm
+from videomaskfeat.models.batch_norm import BatchNorm, FeatureNorm
 
 
 def test_batch_norm_equals_torchs() -> None:

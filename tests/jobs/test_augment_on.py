@@ -1,0 +1,102 @@
+"""``data.augment_on=device``: trainings whose clips are cropped and augmented on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import simplejson
+import torch
+
+from videomaskfeat.jobs.finetune import FinetuneRun
+from videomaskfeat.jobs.pretrain import PretrainRun
+from videomaskfeat.models.weights import read_state
+
+from .action_set import make_action_set
+from .conftest import TINY, Verb
+from .test_bench_data import RATE
+from .test_extend import IBOT
+from .test_finetune import TINY as TINY_FINETUNE
+from .test_pretrain import assert_refused, rows
+
+ON_DEVICE = "data.augment_on=device"
+AUGMENT = ["augment.erasing=1", "augment.brightness=0.4", "augment.randaugment=rand-m7-n3-p0.9-mstd0.5-inc1"]
+Train = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def train(sample: Path, tmp_path: Path, verb: Verb) -> Train:
+    """``train(verb, folder, *words) -> (exit code, stderr)``."""
+
+    def run_verb(name: str, folder: str, *words: str) -> tuple[int, str]:
+        tiny = TINY if name == "pretrain" else TINY_FINETUNE
+        data = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / folder}", "run.device=cpu"]
+        code, _, err = verb(name, *tiny, *data, *words)
+        return code, err
+
+    return run_verb
+
+
+@pytest.mark.parametrize("words", [[], ["method=ibot", f"method.arguments={IBOT}", "mask.kind=random"]])
+def test_losses_are_those_of_clips_that_workers_crop(train: Train, tmp_path: Path, words: list[str]) -> None:
+    """The same random numbers, and pixels that differ by a level (iBOT: a few, after colors). The targets of
+    the sample's flat pictures change with a level, so the first loss, before any training, agrees to 1 %."""
+    losses = {}
+    for where in ("workers", "device"):
+        code, text = train("pretrain", where, f"data.augment_on={where}", "clip.flip=0.5", *words)
+        assert code == 0, text
+        losses[where] = rows(tmp_path / where)[0]["loss"]
+    assert losses["device"] != losses["workers"]
+    assert losses["device"] == pytest.approx(losses["workers"], rel=0.01)
+
+
+@pytest.mark.parametrize(("name", "run"), [("pretrain", PretrainRun), ("finetune", FinetuneRun)])
+def test_resumed_run_equals_the_uninterrupted_one(
+    name: str, run: Any, train: Train, tmp_path: Path, stop_at: Any
+) -> None:
+    """Bit for bit on the CPU, with noise of erased boxes, and workers that start again."""
+    words = [ON_DEVICE, "data.workers=1", *(AUGMENT if name == "finetune" else [])]
+    assert train(name, "whole", *words)[0] == 0
+    stop_at(run, 5)
+    assert "interrupted" in train(name, "parted", *words)[1]
+    code, text = train(name, "parted", *words, "data.workers=0")
+    assert code == 0, text
+    one, two = (read_state(tmp_path / folder / "weights.safetensors") for folder in ("whole", "parted"))
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
+    assert [row["loss"] for row in rows(tmp_path / "whole")] == [
+        row["loss"] for row in rows(tmp_path / "parted")
+    ]
+
+
+def test_run_is_not_resumed_with_clips_of_the_other_kind(train: Train) -> None:
+    assert train("pretrain", "run")[0] == 0
+    assert_refused(train("pretrain", "run", ON_DEVICE), "data.augment_on", verb="pretrain")
+
+
+def test_detection_crops_on_workers_only(tmp_path: Path, verb: Verb) -> None:
+    actions = make_action_set(tmp_path)
+    code, _, err = verb("detect-train", *actions.overrides(tmp_path / "run"), ON_DEVICE)
+    assert_refused((code, err), "data.augment_on 'device' is unknown; choose from workers", verb="detect")
+
+
+@pytest.mark.parametrize("name", ["pretrain", "finetune"])
+def test_stage_of_the_device_is_measured(name: str, sample: Path, tmp_path: Path, verb: Verb) -> None:
+    yaml = tmp_path / "config.yaml"
+    yaml.write_text("mask: {ratio: 0.4}\n" if name == "pretrain" else "evaluate: {views: 2}\n")
+    tiny = TINY if name == "pretrain" else [*TINY_FINETUNE, *AUGMENT]
+    words = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}", ON_DEVICE]
+    figures = tmp_path / "figures.json"
+    code, out, err = verb(
+        "bench-data", "--config", yaml, *tiny, *words, "--clips", "6", "--out", f"{figures}"
+    )
+    assert code == 0, err
+    seconds = simplejson.loads(figures.read_text())["seconds_per_clip"]
+    assert [*seconds][-2:] == ["copy", "device"]
+    assert seconds["device"] > 0
+    assert seconds["resize"] == 0
+    assert (seconds["augment"] > 0) == (name == "finetune")  # parameters are drawn
+    printed = {stage: float(milliseconds) for stage, milliseconds, _ in RATE.findall(out)}
+    assert printed["device"] == pytest.approx(1e3 * seconds["device"], abs=6e-4)

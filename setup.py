@@ -63,6 +63,7 @@ setup(
         "dev": [
             *("codespell", "ruff", "mypy", "pytest", "pytest-timeout", "pytest-xdist"),
             *("nbclient", "ipykernel"),  # examples/quickstart.ipynb
+            "setuptools>=70.1",  # the first that builds a wheel without the package wheel
         ],
         "lars": ["pytorch_optimizer>=3.7"],  # BYOL's optimizer
         "teachers": ["transformers>=4.40"],  # vision models as teachers

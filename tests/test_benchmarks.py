@@ -17,9 +17,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import comparison, learning, run
+from benchmarks import bench_pyslowfast, bench_videomae, comparison, learning, run
 from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
-from benchmarks.pretrain_in_memory import CASES, MemoryLoader, pretrain, summarize
+from benchmarks.pretrain_in_memory import (
+    CASES,
+    MemoryLoader,
+    pretrain,
+    pretrain_with_graphs,
+    summarize,
+)
 from videomaskfeat.methods.build import build_method
 
 ROOT = Path(__file__).parent.parent
@@ -108,6 +114,32 @@ def test_parts_are_in_order_of_importance(tmp_path: Path) -> None:
         assert "--dry" not in part.command
         assert part.name == "tests" or "cuda" in part.command
     assert "tests/targets/test_hog.py" in files_of_cuda_tests()
+
+
+def test_videomae_is_a_part_if_its_package_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def command(package: object) -> list[str]:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: package)
+        by_name = {part.name: part for part in list_parts(tmp_path, device="cuda", dry=False)}
+        return list(by_name["mae_step"].command)
+
+    assert command(object())[1:3] == ["mae_step", "videomae"]
+    assert "videomae" not in command(None)
+    with pytest.raises(RuntimeError, match="the package transformers is not installed; pip install"):
+        bench_videomae.run(device="cpu", dry=True)
+
+
+def test_pyslowfast_needs_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in ("", str(tmp_path)):
+        monkeypatch.setenv("SLOWFAST", path)
+        with pytest.raises(RuntimeError, match="set SLOWFAST to the path of a checkout"):
+            bench_pyslowfast.run(device="cpu")
+
+
+def test_training_with_graphs_is_summarized() -> None:
+    """The dry run has no graphs: it shows that the second training runs."""
+    result = pretrain_with_graphs("mae_vit_b", dry=True)
+    assert (result["compile_mode"], result["steps"]) == ("default", 2)
+    assert result["clips_per_second"] > 0
 
 
 def test_counts_and_names_of_tests_are_read() -> None:

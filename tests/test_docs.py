@@ -9,6 +9,7 @@ import importlib.util
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -359,6 +360,43 @@ def test_commands_of_prepare_data_run(
     capsys.readouterr()
     for option in re.findall(r"`(--[\w-]+)[ `]", text):
         assert any(option in help_of(verb, capsys) for verb in ran), option
+
+
+OWN_CLASSES = {
+    "pretrain": [*TINY["pretrain"], *MODEL["pretrain"], *SHORT, "optim.accumulate=1", "run.pictures=0"],
+    "finetune": [*TINY["finetune"], *MODEL["finetune"], *SHORT, "optim.accumulate=1"],
+    "plan": [*TINY["pretrain"], *SHORT],
+}
+"""Changes of the commands of the tutorial, by verb."""
+
+
+def test_commands_of_own_classes_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From a folder of class folders to weights, as in the tutorial; the last command is of two folders."""
+    write_sample_data(tmp_path / "made", videos=24, frames=8, size=40, seed=3, ava_videos=0, images=0)
+    for number, video in enumerate(sorted((tmp_path / "made/videos").glob("*.mp4"))):
+        folder = tmp_path / "my_videos" / ("left", "right")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        video.rename(folder / video.name)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs/tutorials/fine_tune.md").read_text(encoding="utf-8")
+    section = page.partition("\n## Your own classes\n")[2].partition("\n## ")[0]
+    (tmp_path / "section.md").write_text(section, encoding="utf-8")
+    ran = []
+    for program, verb, *words in commands_of(tmp_path / "section.md"):
+        assert program == "videomaskfeat"
+        if "data.train=my_videos/train" in words:
+            for part in ("train", "val"):
+                shutil.copytree(tmp_path / "my_videos/left", tmp_path / f"my_videos/{part}/left")
+                shutil.copytree(tmp_path / "my_videos/right", tmp_path / f"my_videos/{part}/right")
+            words = [word.replace("runs/first", "runs/small_gpu") for word in words]
+        assert main([verb, *words, *OWN_CLASSES.get(verb, [])]) == 0, (words, capsys.readouterr().err)
+        ran.append(verb)
+    assert ran == ["make-lists", "pretrain", "finetune", "plan", "prepare-videos", "finetune"]
+    for written in ("lists/classes.txt", "small/train.csv", "runs/small_gpu_finetuned/best.safetensors"):
+        assert (tmp_path / written).is_file(), written
 
 
 def help_of(verb: str, capsys: pytest.CaptureFixture[str]) -> str:

@@ -25,7 +25,7 @@ from videomaskfeat.inference.classifiers import load_classifier, load_encoder
 from videomaskfeat.inference.multiview import Machine
 from videomaskfeat.inference.scores import load_scores
 from videomaskfeat.jobs.evaluate import Neighbors, evaluate
-from videomaskfeat.viz.evaluation import accuracy_text
+from videomaskfeat.viz.evaluation import accuracy_text, confidence_interval
 
 
 def result_of(folder: Path) -> dict[str, Any]:
@@ -189,9 +189,11 @@ def test_report_shows_the_result_and_loads_nothing(material: Path, run: Run, tmp
     page, result = Page(html), result_of(tmp_path)
     assert page.addresses
     assert all(address.startswith("data:image/") for address in page.addresses)
+    # Untrained weights of other versions of torch classify other videos correctly.
+    low, high = confidence_interval(result["top1"] / 100, 9)
     assert (
         f"Top-1 accuracy: {result['top1']:.2f} % of the 9 scored videos (10 listed). "
-        "95 % confidence interval: 6 to 55 %." in page.text
+        f"95 % confidence interval: {100 * low:.0f} to {100 * high:.0f} %." in page.text
     )
     assert f"1 could not be read; counted as wrong, top-1 is {result['top1'] * 9 / 10:.2f} %" in page.text
     assert "<b>push</b>" in page.text  # as text, so it was escaped

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,44 @@ def test_machine_that_never_joins_ends_the_other(sample: Path, tmp_path: Path) -
     assert err.count("\n") == 1
     assert "rank 0 of 2: not all ranks joined at 127.0.0.1:0 within 3 s" in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("batch_size", "words"),
+    [
+        (
+            3,
+            "batch_size=3 must be a positive multiple of ranks x accumulate x samples_per_video = 2; use 2",
+        ),
+        (64, "contains 16 videos, fewer than the 64 of one step (batch_size=64); set optim.batch_size=16 or"),
+    ],
+)
+def test_batch_that_two_ranks_cannot_share_ends_both(
+    batch_size: int, words: str, sample: Path, tmp_path: Path
+) -> None:
+    """Exit code 2; one of them names the rule and the remedy, in one line."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}"}
+    words_of_run = [*TINY, f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}"]
+    line = [
+        sys.executable,
+        "-m",
+        "videomaskfeat",
+        "pretrain",
+        *words_of_run,
+        f"optim.batch_size={batch_size}",
+    ]
+    processes = []
+    with ExitStack() as stack:
+        for rank in "01":
+            environment = {**os.environ, **variables, "RANK": rank, "LOCAL_RANK": rank}
+            processes.append(stack.enter_context(session([*line, "run.device=cpu"], env=environment)))
+        texts = [process.communicate(timeout=200)[1] for process in processes]
+        assert [process.returncode for process in processes] == [2, 2], texts
+    for text in texts:
+        assert "Traceback" not in text
+    named = [text for text in texts if words in text.strip().splitlines()[-1]]
+    assert named, texts
+    assert not (tmp_path / "run/checkpoints").exists()

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tests.reference.attention import slow_attention
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models import create_model
 from videomaskfeat.models.kernels import attention as kernel
-from videomaskfeat.models.mvit import MViT, PooledAttention
+from videomaskfeat.models.mvit import MViT, PooledAttention, max_pool
 
 SMALL: dict[str, Any] = {
     "depth": 4,
@@ -236,3 +237,17 @@ def test_cuda_equals_cpu(name: str) -> None:
     ours = torch.autograd.grad((actual * weight).sum(), [on_gpu, *layer.parameters()])
     for value, (parameter, right) in zip(ours, expected.items(), strict=True):
         torch.testing.assert_close(value.cpu(), right, atol=1e-8, rtol=1e-8, msg=parameter)
+
+
+@pytest.mark.parametrize("stride", [(1, 2, 2), (1, 1, 2), (2, 2, 2)])
+def test_max_pooling_of_tokens_equals_that_of_volumes(stride: tuple[int, int, int]) -> None:
+    """Bit for bit, and so are the gradients, also where several positions of a window are equal."""
+    tokens = torch.randn(2, 4, 6, 6, 5, generator=torch.Generator().manual_seed(0)).round().requires_grad_()
+    window = [step + 1 if step > 1 else 1 for step in stride]
+    volume = tokens.permute(0, 4, 1, 2, 3)
+    expected = F.max_pool3d(volume, window, stride, [size // 2 for size in window]).permute(0, 2, 3, 4, 1)
+    actual = max_pool(tokens, stride)
+    assert torch.equal(actual, expected)
+    weight = torch.rand(actual.shape, generator=torch.Generator().manual_seed(1))
+    gradients = [torch.autograd.grad((one * weight).sum(), tokens)[0] for one in (actual, expected)]
+    assert torch.equal(*gradients)

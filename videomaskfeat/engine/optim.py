@@ -321,4 +321,9 @@ def lars(groups: list[dict[str, Any]], *, momentum: float = 0.9) -> torch.optim.
             "optim.optimizer lars: the package pytorch_optimizer is not installed; "
             "pip install 'videomaskfeat[lars]', or use adamw"
         ) from error
-    return cast(torch.optim.Optimizer, LARS(groups, momentum=momentum, trust_coefficient=0.001))
+    optimizer = cast(torch.optim.Optimizer, LARS(groups, momentum=momentum, trust_coefficient=0.001))
+    for group in optimizer.param_groups:
+        # Its operations on lists of tensors have no form for sharded weights.
+        if "foreach" in group and any(hasattr(one, "placements") for one in group["params"]):
+            group["foreach"] = False
+    return optimizer

@@ -55,7 +55,7 @@ class DecoderHead(nn.Module):
     def forward(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """[B, P+N, D] on ``grid`` -> [B, N, K]."""
         *blocks, norm = cast(nn.Sequential, self.transforms[0])
-        recompute = torch.is_grad_enabled() and (self.checkpoint_blocks or tokens.device.type == "cpu")
+        recompute = torch.is_grad_enabled() and self.checkpoint_blocks
         for block in blocks:
             if recompute:
                 tokens, grid = checkpoint(block, tokens, grid, use_reentrant=False)

@@ -303,11 +303,25 @@ class MultiScaleBlock(nn.Module):
         if self.q_stride == (1, 1, 1):
             return tokens
         first, rest = tokens.split([self.prefix, grid.size], dim=1)  # [B, P, D], [B, N, D]
-        volume = rest.unflatten(1, grid.shape).permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
-        kernel = [step + 1 if step > 1 else 1 for step in self.q_stride]
         with torch.autocast(tokens.device.type, enabled=False):  # on the CPU it would copy to float32
-            pooled = F.max_pool3d(volume, kernel, self.q_stride, [size // 2 for size in kernel])
-        return torch.cat([first, pooled.flatten(2).transpose(1, 2)], dim=1)  # [B, D, t', h', w'] -> tokens
+            pooled = max_pool(rest.unflatten(1, grid.shape), self.q_stride)  # [B, t', h', w', D]
+        return torch.cat([first, pooled.flatten(1, 3)], dim=1)
+
+
+def max_pool(tokens: Tensor, stride: Triple) -> Tensor:
+    """Maximum over windows of stride + 1, or 1 where the stride is 1: [B, t, h, w, D] -> [B, t', h', w', D].
+
+    Without a stride over time, it pools each frame: only torch's 2-d pooling works on channels-last tensors
+    without copies.
+    """
+    kernel = [step + 1 if step > 1 else 1 for step in stride]
+    padding = [size // 2 for size in kernel]
+    if kernel[0] > 1:
+        volume = tokens.permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
+        return F.max_pool3d(volume, kernel, stride, padding).permute(0, 2, 3, 4, 1)
+    frames = tokens.flatten(0, 1).permute(0, 3, 1, 2)  # [B*t, D, h, w]
+    pooled = F.max_pool2d(frames, kernel[1:], stride[1:], padding[1:])  # [B*t, D, h', w']
+    return pooled.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
 
 
 class MViT(Encoder):

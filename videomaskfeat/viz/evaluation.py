@@ -232,6 +232,14 @@ def accuracy_text(percent: float, videos: float, classes: float, *, guesses: int
     return f"{percent:.2f} %" + (f" ({', '.join(notes)})" if notes else "")
 
 
+def accuracy_lines(top1: float, top5: float, mean_class: float, *, videos: int, classes: int) -> list[str]:
+    """Accuracies in percent as lines; top-5 only with more than five classes."""
+    lines = [f"top-1       {accuracy_text(top1, videos, classes)}"]
+    if classes > 5:
+        lines.append(f"top-5       {accuracy_text(top5, videos, classes, guesses=5)}")
+    return [*lines, f"mean class  {accuracy_text(mean_class, 0, classes)}"]
+
+
 def mean_ap_text(percent: float, chance: float, interval: Sequence[float] | None) -> str:
     """A mAP of a multi-label list with the mAP of random scores and its 95 % interval, all in percent.
 

@@ -108,7 +108,7 @@ def test_memory_is_estimated_without_decoding_all_videos(tmp_path: Path) -> None
     assert estimate_bytes([paths[1], "missing.mp4"] * 64) == 128 * 4 * size
 
 
-def test_need_says_what_fits() -> None:
+def test_need_reports_whether_videos_fit() -> None:
     gib = 2**30
     need = MemoryNeed(53, 7 * gib, 5 * gib)
     assert not need.fits

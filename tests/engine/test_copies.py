@@ -18,7 +18,7 @@ GPU = torch.device("cuda", 0)
 
 @dataclass
 class FakeStream:
-    """A stream of CUDA that notes what it is told."""
+    """Stands for a CUDA stream; notes its waits."""
 
     name: str
     events: list[str]

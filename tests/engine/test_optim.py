@@ -306,3 +306,5 @@ def test_weight_decay_is_set_only_where_there_is_one() -> None:
 
 def test_without_gradients_their_norm_is_0() -> None:
     assert clip_gradients([nn.Parameter(torch.ones(2))], limit=1.0, limit_each=1.0) == 0
+    elsewhere = nn.Parameter(torch.ones(2, device="meta"))  # the norm is joined with losses of that device
+    assert clip_gradients([elsewhere], limit=1.0, limit_each=1.0).is_meta

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +180,30 @@ def test_failures_that_end_the_run_are_all_in_the_checkpoint(tmp_path: Path) -> 
     assert final_state(tmp_path, step=2)["progress"]["failures"] == 16
 
 
+@pytest.mark.parametrize("trouble", [signal.SIGTERM, RunFailed("no more videos")])
+def test_failures_of_the_last_step_are_reported_before_it_is_saved(tmp_path: Path, trouble: Any) -> None:
+    """The run ends while it waits for step 4, when the numbers of step 3 are not read yet."""
+    reported: list[Any] = []
+
+    def report(failures: Sequence[Any]) -> None:
+        assert not list((tmp_path / "checkpoints").glob("step_*"))  # a checkpoint contains what was reported
+        reported.extend(failures)
+
+    loader = TroubledLoader(accumulate=2, at=6, trouble=trouble)
+    loader.failing = tuple(range(SAMPLES))
+    with (
+        pytest.raises(RunFailed, match="no more videos") if isinstance(trouble, RunFailed) else nullcontext()
+    ):
+        train_toy(tmp_path, loader=loader, on_failures=report, milestone_every=0, check_lag=1)
+    assert len(reported) == 24
+    assert final_state(tmp_path, step=3)["progress"]["failures"] == 24
+
+
 def stop_on_two_ranks(folder: Path) -> None:
     """A sample of rank 1 is NaN: both ranks name it, and no rank waits for ever."""
     loader = OnceBadLoader(epoch=0)
     step = loader.bad_step
-    words = rf"^step {step} .* the loss is nan; samples \[.*\b{BAD_SAMPLE}\b.*\]; found a step later"
+    words = rf"^step {step} .* the loss is nan; samples \[.*\b{BAD_SAMPLE}\b.*\]; found after the"
     with pytest.raises(TrainingStopped, match=words) as info:
         train_toy(folder / "bad", loader=loader, check_lag=1, milestone_every=0)
     assert len(set(distributed.gather_objects(str(info.value)))) == 1
@@ -225,7 +245,7 @@ def test_launching_a_step_on_a_gpu_never_waits(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.cuda
 def test_bad_loss_on_a_gpu_is_in_no_checkpoint(tmp_path: Path) -> None:
     gpu, loader = torch.device("cuda", 0), OnceBadLoader(epoch=1)
-    with pytest.raises(TrainingStopped, match=f"^step {loader.bad_step} .* found a step later"):
+    with pytest.raises(TrainingStopped, match=f"^step {loader.bad_step} .* found after the optimizer step"):
         train_toy(tmp_path, device=gpu, loader=loader, check_lag=1)
     assert train_toy(tmp_path, device=gpu, check_lag=1).progress.step == 18
     assert all(value.isfinite().all() for value in final_state(tmp_path)["model"].values())

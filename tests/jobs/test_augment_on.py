@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import pytest
 import simplejson
 import torch
 
+from videomaskfeat.data.uncut import UncutClips
+from videomaskfeat.jobs import plan
 from videomaskfeat.jobs.finetune import FinetuneRun
 from videomaskfeat.jobs.pretrain import PretrainRun
 from videomaskfeat.models.weights import read_state
@@ -100,3 +103,27 @@ def test_stage_of_the_device_is_measured(name: str, sample: Path, tmp_path: Path
     assert (seconds["augment"] > 0) == (name == "finetune")  # parameters are drawn
     printed = {stage: float(milliseconds) for stage, milliseconds, _ in RATE.findall(out)}
     assert printed["device"] == pytest.approx(1e3 * seconds["device"], abs=6e-4)
+
+
+def test_stage_of_the_device_is_counted_once_in_a_step(
+    sample: Path, tmp_path: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`plan` moves a batch to the device within a step, so its step contains the stage."""
+    apply, make_plan, plans = UncutClips.apply, plan.plan_training, list[plan.TrainingPlan]()
+
+    def apply_slowly(clips: UncutClips) -> torch.Tensor:
+        time.sleep(0.2)
+        return apply(clips)
+
+    def note_plan(*arguments: Any) -> plan.TrainingPlan:
+        plans.append(make_plan(*arguments))
+        return plans[0]
+
+    monkeypatch.setattr(UncutClips, "apply", apply_slowly)
+    monkeypatch.setattr(plan, "plan_training", note_plan)
+    yaml, figures = tmp_path / "config.yaml", tmp_path / "figures.json"
+    yaml.write_text("mask: {ratio: 0.4}\n")
+    words = [f"data.train={sample / 'train.csv'}", f"run.folder={tmp_path / 'run'}", ON_DEVICE]
+    code, _, err = verb("bench-data", "--config", yaml, *TINY, *words, "--clips", "4", "--out", f"{figures}")
+    assert code == 0, err
+    assert simplejson.loads(figures.read_text())["step_seconds"] == plans[0].computing_seconds > 0.2

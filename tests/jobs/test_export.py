@@ -425,7 +425,7 @@ def test_weights_that_were_written_wrong_are_not_kept(
     else:
         save = task.save_model
         monkeypatch.setattr(
-            task, "save_model", lambda path, model, **texts: save(path, spoil(load_model(small)), **texts)
+            task, "save_model", lambda model, path, **texts: save(spoil(load_model(small)), path, **texts)
         )
     with pytest.raises(RunFailed, match=r"its logits differ .* \(--tolerance\)"):
         export(small, tmp_path / f"a.{format}")

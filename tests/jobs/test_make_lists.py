@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from videomaskfeat.cli import main
+from videomaskfeat.cli import CommandLine, main
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.make_lists import make_lists
@@ -25,7 +25,10 @@ def folders(tmp_path: Path) -> Path:
     return tmp_path / "my videos"
 
 
-def test_class_folders_become_three_lists(folders: Path, tmp_path: Path) -> None:
+def test_class_folders_become_three_lists(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda program: None)  # a machine without a GPU
     out = tmp_path / "my lists"
     lists = make_lists(str(folders), str(out), validation=0.2, test=0.2, check=False)
     records = {part: load_records(out / f"{part}.csv") for part in ("train", "val", "test")}
@@ -37,12 +40,15 @@ def test_class_folders_become_three_lists(folders: Path, tmp_path: Path) -> None
         for record in rows:
             assert Path(record.path).exists()
             assert record.label == int("walk" in record.path)
-    words = shlex.split(lists.text().splitlines()[-1])
-    assert words[1:] == [
-        *("videomaskfeat", "finetune", "--config", "CONFIG", f"data.train={out}/train.csv"),
-        *(f"data.validation={out}/val.csv", "data.classes=0", f"data.class_names={out}/classes.txt"),
-        *("model.weights=WEIGHTS", "run.folder=runs/tuned"),
-    ]
+    first, second = (shlex.split(line) for line in lists.text().splitlines()[-2:])
+    assert first[:3] == ["next", "videomaskfeat", "pretrain"]
+    configs = [CommandLine(words[1]).read(words[2:]) for words in (first[1:], second)]
+    for config in configs:
+        assert (config.data.train, config.data.validation) == (f"{out}/train.csv", f"{out}/val.csv")
+    pretraining, tuning = configs
+    assert tuning.data.class_names == f"{out}/classes.txt"
+    assert tuning.model.weights == f"{pretraining.run.folder}/weights.safetensors"
+    assert pretraining.model.name == "maskfeat_mvitv2_nano"
 
 
 def test_lists_are_not_replaced_in_silence(folders: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from videomaskfeat.viz.evaluation import (
     ClassRow,
     ShownVideo,
     accuracy_cards,
+    accuracy_lines,
     chance_advice,
     confidence_interval,
     interval_text,
@@ -218,3 +219,10 @@ def test_advice_is_given_unless_the_interval_is_above_chance() -> None:
     assert "includes chance: start from pre-trained weights" in scratch
     (tuned,) = chance_advice({"initial_weights": {}}, 0.08, 0.07)
     assert "includes chance: train longer" in tuned
+
+
+def test_top5_is_shown_with_more_than_five_classes() -> None:
+    lines = accuracy_lines(50.0, 90.0, 40.0, videos=8, classes=5)
+    assert [line.split()[0] for line in lines] == ["top-1", "mean"]
+    lines = accuracy_lines(50.0, 90.0, 40.0, videos=8, classes=6)
+    assert lines[1].startswith("top-5       90.00 % (chance 83.3 %, 95 % interval ")

@@ -339,7 +339,7 @@ class Augmentation:
         return clip
 
     def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
-        """The changes of a clip for another device, with the random numbers of :meth:`apply`."""
+        """The changes of a clip for another device, drawn as in :meth:`apply`, without the noise."""
         steps = [] if self.randaugment is None else self.randaugment.sample(rng)
         if self.color is not None:
             steps += self.color.sample(rng)

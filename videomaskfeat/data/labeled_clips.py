@@ -25,7 +25,7 @@ class DrawnAugmentation(ClipAugmentation, Protocol):
     """An augmentation that another device can apply, too."""
 
     def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
-        """The changes of a clip, with the random numbers of ``apply``."""
+        """The changes of a clip, with the random numbers of ``apply`` except those of noise."""
         ...
 
 

@@ -1,8 +1,10 @@
 """Clips that are cropped and augmented on the device (``data.augment_on=device``).
 
 A worker decodes a clip and draws its random changes from the generator of the sample, as for clips that it
-changes itself. The frames cross to the device as uint8, with the parameters of the changes. So the parameters
-are the same in both ways, and after a resume; only the noise of random erasing has other random numbers.
+changes itself. The frames cross to the device as uint8, with the parameters of the changes, which are the
+same in both ways. The exception is random erasing: the device draws its noise, so in a sample of several
+clips (``clip.samples_per_video``) the clips after an erased one have other random numbers of the same
+distribution. A resumed run draws the same parameters and the same noise.
 """
 
 from __future__ import annotations

@@ -170,7 +170,8 @@ def available_readers() -> dict[str, str]:
         try:
             versions[name] = str(importlib.import_module(module).__version__)
         except (ImportError, OSError, RuntimeError) as error:  # a shared library that does not load
-            versions[name] = f"missing: {str(error).strip().splitlines()[0]}"
+            text = str(error).strip() or type(error).__name__
+            versions[name] = f"missing: {text.splitlines()[0]}"
     return versions
 
 

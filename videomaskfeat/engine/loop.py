@@ -214,8 +214,9 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
             data = _fetch(run, stream)
             watch.note_samples([batch.index for batch in data.batches])
             if data.error is not None or data.stopped:
-                steps.settle(keep=0)
+                settled = steps.settle(keep=0)
                 watch.end()
+                _report_failures(run, settled.failures, log)
                 if data.stopped or progress.step > saved_step:
                     path = _save(run, log)
                 if data.error is not None:
@@ -237,8 +238,7 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
                 steps.record, stopping = _add_evaluation(run, steps.record, stopping)
                 if log is not None and progress.unevaluated is None:
                     log.write(steps.record)
-            if settled.failures and run.on_failures is not None:
-                _report_failures(run, run.on_failures, settled.failures, log)
+            _report_failures(run, settled.failures, log)
             if stopping or settled.save_due or save_due:
                 path = _save(run, log)
                 saved_at, saved_step = time.monotonic(), progress.step
@@ -367,12 +367,12 @@ def _evaluate_late(run: Training[Any], log: RunLog | None) -> tuple[dict[str, An
     return record, _save(run, log)
 
 
-def _report_failures(
-    run: Training[Any], on_failures: Callable[[Sequence[Any]], None], failures: list[Any], log: RunLog | None
-) -> None:
+def _report_failures(run: Training[Any], failures: Sequence[Any], log: RunLog | None) -> None:
     """Report failures to the job; if that ends the run, save it first."""
+    if not failures or run.on_failures is None:
+        return
     try:
-        on_failures(failures)
+        run.on_failures(failures)
     except Exception:
         _save(run, log)
         raise

@@ -246,15 +246,18 @@ def clip_gradients(
 ) -> Tensor:
     """Scale down gradients, and return the L2 norm of all of them before that, 0-d.
 
+    The norm is on the device of the parameters; it is 0 if none has a gradient.
+
     Args:
         parameters: the parameters; those without a gradient are skipped. If they are sharded, all ranks must
             call it.
         limit: maximum L2 norm of all gradients; None: no limit.
         limit_each: maximum L2 norm of each gradient, after ``limit`` (DINO, iBOT); None: no limit.
     """
+    parameters = list(parameters)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if not gradients:
-        return torch.zeros(())
+        return torch.zeros((), device=parameters[0].device if parameters else None)
     local_gradients = [local(gradient) for gradient in gradients]
     total = torch.linalg.vector_norm(torch.stack(gradient_norms(gradients)))
     if limit is not None:

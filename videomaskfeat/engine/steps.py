@@ -224,7 +224,7 @@ class Steps(Generic[BatchT]):
         run, progress = self._run, self._run.state.progress
         _, metrics, grad_norm, (stopping, save_due, failed, data_seconds) = launched.numbers
         launched.require_finite(
-            "found a step later, so the weights have changed; no checkpoint contains this change"
+            "found after the optimizer step, so the weights have changed; no checkpoint contains this change"
         )
         if run.watch is not None:
             run.watch(launched.further, launched.step / run.total_steps)

@@ -41,7 +41,7 @@ from videomaskfeat.viz.evaluation import (
     ClassPrecision,
     ClassRow,
     ShownVideo,
-    accuracy_text,
+    accuracy_lines,
     mean_ap_text,
     render_evaluation,
 )
@@ -547,11 +547,8 @@ def _format_result(
     if isinstance(result, MultiLabelScore):
         lines.append(f"mAP         {mean_ap_text(result.mean_ap, result.chance, interval)}")
     elif result is not None:
-        lines += [
-            f"top-1       {accuracy_text(result.top1, result.videos, scored.classes)}",
-            f"top-5       {accuracy_text(result.top5, result.videos, scored.classes, guesses=5)}",
-            f"mean class  {accuracy_text(result.mean_class, 0, scored.classes)}",
-        ]
+        own = (result.top1, result.top5, result.mean_class)
+        lines += accuracy_lines(*own, videos=result.videos, classes=scored.classes)
     if submission:
         missing = len(scored.failures)
         note = f" (without {missing} of {scored.listed} rows: unreadable videos)" if missing else ""

@@ -143,7 +143,8 @@ def bench_data(
     Args:
         config: config of the training.
         build: the job's class of `Run`.
-        measure_step: returns clips and seconds per step of this process, without the wait for data.
+        measure_step: returns clips and seconds per step of this process, without the wait for data, but with
+            the copy to the device and the stage device.
         clips: number of clips to measure, at least 1; the first batch is a warm-up if there are others.
         seconds: no further batch is measured after this time.
         json_path: JSON file for the figures; None: none.
@@ -177,7 +178,6 @@ def bench_data(
     for stage in outside[used[0]]:
         per_clip[stage] = sum(outside[place][stage] for place in used) / total
     step_clips, step_seconds = measure_step()
-    step_seconds += step_clips * per_clip.get("device", 0.0)
     result = DataBenchmark(
         source=dataset.records.source,
         device=str(device),

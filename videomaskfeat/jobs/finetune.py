@@ -64,7 +64,13 @@ from videomaskfeat.models.zoo import with_default_head
 from videomaskfeat.recipe import ClipRecipe, normalize
 from videomaskfeat.schemas.finetune import FinetuneConfig, LabeledClipConfig
 from videomaskfeat.stored_recipe import CLASSIFY_KEY, ClassifyRecipe, compare_levels
-from videomaskfeat.viz.evaluation import accuracy_text, chance_advice, confidence_interval, mean_ap_text
+from videomaskfeat.viz.evaluation import (
+    accuracy_lines,
+    accuracy_text,
+    chance_advice,
+    confidence_interval,
+    mean_ap_text,
+)
 from videomaskfeat.viz.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -273,13 +279,12 @@ class FinetuneRun(Run):
             ]
         if "top1" in summary:
             counts = summary["videos"], summary["classes"]
+            own = (summary["top1"], summary["top5"], summary["mean_class"])
             low = 100 * confidence_interval(summary["top1"] / 100, counts[0])[0]
             lines += [
                 f"held-out accuracy over {summary['views']} x {summary['crops']} views, "
                 f"{summary['videos']} of {summary['listed']} videos",
-                f"  top-1       {accuracy_text(summary['top1'], *counts)}",
-                f"  top-5       {accuracy_text(summary['top5'], *counts, guesses=5)}",
-                f"  mean class  {accuracy_text(summary['mean_class'], 0, counts[1])}",
+                *(f"  {line}" for line in accuracy_lines(*own, videos=counts[0], classes=counts[1])),
                 *chance_advice(summary, 100 / counts[1], low),
                 f"best        {summary['best_weights']}   "
                 f"({summary['validation_best_top1']:.2f} % with one view)",

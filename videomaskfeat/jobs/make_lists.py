@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -67,13 +68,19 @@ class MadeLists:
             assert self.report is not None
             problems = [one for one in self.report.problems if one.kind != "odd"]
             lines += [f"    {one.path}: {one.detail}" for one in problems[:20]]
-        command = ["videomaskfeat", "finetune", "--config", "CONFIG", f"data.train={self.folder}/train.csv"]
-        if "val" in self.subsets:
-            command.append(f"data.validation={self.folder}/val.csv")
-        command += ["data.classes=0", f"data.class_names={self.folder}/classes.txt"]
-        command += ["model.weights=WEIGHTS", "run.folder=runs/tuned"]
-        lines.append(f"next      {shlex.join(command)}")
+        for label, command in zip(("next      ", 10 * " "), self.next_commands(), strict=True):
+            lines.append(f"{label}{shlex.join(command)}")
         return "\n".join(lines)
+
+    def next_commands(self) -> tuple[list[str], list[str]]:
+        """Pre-training and fine-tuning with the configs for small sets on this machine."""
+        size = "small_gpu" if shutil.which("nvidia-smi") else "small_cpu"
+        validation = f"{self.folder}/val.csv" if "val" in self.subsets else ""
+        lists = [f"data.train={self.folder}/train.csv", f"data.validation={validation}"]
+        names, weights = f"data.class_names={self.folder}/classes.txt", f"runs/{size}/weights.safetensors"
+        pretrain = ["videomaskfeat", "pretrain", "--config", f"pretrain/{size}", *lists]
+        finetune = ["videomaskfeat", "finetune", "--config", f"finetune/{size}", *lists, names]
+        return pretrain, [*finetune, f"model.weights={weights}"]
 
 
 def make_lists(

@@ -242,8 +242,8 @@ def _advice(summary: Mapping[str, Any], metrics: Mapping[str, np.ndarray]) -> st
         )
     elif steps < _USUAL_STEPS:
         remedy = (
-            f"train longer: {steps} steps of usually at least {_USUAL_STEPS} (run.extend=true with a larger "
-            "optim.epochs continues this run)"
+            f"train longer: small models usually need {PretrainRun.usual_steps} to {_USUAL_STEPS} steps, and "
+            f"this run had {steps} (run.extend=true with a larger optim.epochs continues it)"
         )
     else:
         remedy = (

@@ -47,6 +47,7 @@ def as_arguments(
 
 
 def print_scores(verb: str, text: str, failures: Iterable[str]) -> int:
+    """Print the text of a result and its failures on the first rank; returns the exit code."""
     if not text:  # not the first rank; torchrun would end all ranks if it returned SOME_FAILED
         return DONE
     print(printable(text))

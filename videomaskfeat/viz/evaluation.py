@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.viz.charts import confusion_section
-from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
+from videomaskfeat.viz.page import build_table, data_url, finite_interval, finite_number, flatten, render_page
 
 _MAX_FAILURES = 200
 _OPEN_ROWS = 30
@@ -177,7 +177,7 @@ def accuracy_cards(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     mean_ap, random = finite_number(result.get("map")), finite_number(result.get("map_chance"))
     if mean_ap is not None:
         notes = [] if random is None else [f"chance level {random:.1f} %: random scores"]
-        ends = result.get("map_interval")
+        ends = finite_interval(result.get("map_interval"))
         if ends is not None:
             notes.append(f"95 % interval {ends[0]:.1f} to {ends[1]:.1f} %: bootstrap over the videos")
         lowest = mean_ap if ends is None else min(mean_ap, ends[0])
@@ -230,6 +230,14 @@ def accuracy_text(percent: float, videos: float, classes: float, *, guesses: int
         low, high = confidence_interval(percent / 100, videos)
         notes.append(f"95 % interval {100 * low:.0f} to {100 * high:.0f} %")
     return f"{percent:.2f} %" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def accuracy_lines(top1: float, top5: float, mean_class: float, *, videos: int, classes: int) -> list[str]:
+    """Accuracies in percent as lines; top-5 only with more than five classes."""
+    lines = [f"top-1       {accuracy_text(top1, videos, classes)}"]
+    if classes > 5:
+        lines.append(f"top-5       {accuracy_text(top5, videos, classes, guesses=5)}")
+    return [*lines, f"mean class  {accuracy_text(mean_class, 0, classes)}"]
 
 
 def mean_ap_text(percent: float, chance: float, interval: Sequence[float] | None) -> str:

@@ -61,6 +61,14 @@ def finite_number(value: object) -> float | None:
         return None
 
 
+def finite_interval(value: object) -> tuple[float, float] | None:
+    """The value as lower and upper end if it is a list of two finite numbers, else None."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return None
+    low, high = finite_number(value[0]), finite_number(value[1])
+    return None if low is None or high is None else (low, high)
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     """Nested mappings as one mapping of texts; names are joined by dots."""
     flat: dict[str, str] = {}

@@ -21,7 +21,7 @@ from videomaskfeat.texts import json_rows, parse_json
 from videomaskfeat.viz.charts import Curve, confusion_section, format_number, line_chart
 from videomaskfeat.viz.detection import mean_card
 from videomaskfeat.viz.evaluation import accuracy_cards, interval_text
-from videomaskfeat.viz.page import build_table, data_url, finite_number, flatten, render_page
+from videomaskfeat.viz.page import build_table, data_url, finite_interval, finite_number, flatten, render_page
 from videomaskfeat.yaml_files import parse_yaml
 
 MEDIA_BYTES = 32 * 2**20
@@ -209,7 +209,7 @@ def report_data(facts: RunFacts, beside: Sequence[RunFacts] = ()) -> dict[str, A
         "detection": mean_card(
             numbers.get("mean_ap", math.nan),
             chance=numbers.get("mean_ap_chance"),
-            interval=summary.get("mean_ap_interval"),
+            interval=finite_interval(summary.get("mean_ap_interval")),
             name="Frame mAP",
         ),
         "area": summary.get("area"),

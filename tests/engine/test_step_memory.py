@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
+from videomaskfeat.engine import distributed
+from videomaskfeat.engine.compiling import compile_network
 from videomaskfeat.engine.memory import StepMemory, fit_memory, measure_step_memory
 from videomaskfeat.errors import UserError
 from videomaskfeat.models import create_model
@@ -113,3 +117,20 @@ def test_measurement_leaves_the_model_as_it_was() -> None:
     weights = sum(4 * parameter.numel() for parameter in model.parameters())
     assert memory.fixed == pytest.approx(5 * weights, rel=0.05)
     assert all(size > inputs > 0 for size, inputs in zip(memory.blocks, memory.inputs, strict=True))
+
+
+def test_compiled_network_of_several_processes_is_measured_block_by_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is compiled before it is measured, and compiled code calls no hooks of the blocks."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    arguments: dict[str, Any] = {"depth": 2, "width": 16, "widen_at": (1,), "q_pool_at": (1,)}
+    inputs = [torch.randn(1, 3, 4, 32, 32), torch.ones(1, 2, 2, 2, dtype=torch.bool)]
+    measured = []
+    for compiled in (False, True):
+        model = create_model("maskfeat_mvitv2_nano", clip_size=(4, 32, 32), **arguments)
+        compile_network(SimpleNamespace(compile=compiled), model, [], backend="aot_eager")
+        blocks: Any = model.blocks
+        measured.append(measure_step_memory(model, list(blocks), inputs, bf16=False, averaged=False))
+    assert measured[1] == measured[0]
+    assert min(measured[1].blocks) > 0

@@ -125,7 +125,9 @@ def _saved(
             torch.autocast(device.type, torch.bfloat16, enabled=bf16),
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         ):
-            result = model(*inputs)  # while it lives, no storage is used twice
+            # Not the compiled form of the model: it would be compiled for one and two samples, and its saved
+            # tensors belong to no block. While the result lives, no storage is used twice.
+            result = model._call_impl(*inputs)
         del result
     finally:
         for handle in handles:

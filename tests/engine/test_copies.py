@@ -66,6 +66,29 @@ def test_batch_is_copied_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch)
     assert events == 2 * once
 
 
+def test_host_waits_for_the_stream_of_the_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With ``run.device=cuda:1`` the current device may be another one, whose stream makes no copy."""
+    recorded: list[Any] = []
+
+    class FakeEvent:
+        """Stands for a CUDA event; notes the stream on which it is recorded, and waits."""
+
+        def record(self, stream: Any = "that of the current device") -> None:
+            recorded.append(stream)
+
+        def synchronize(self) -> None:
+            recorded.append("wait")
+
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *sizes, pin_memory, **keywords: empty(*sizes, **keywords))
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    copied = HostCopy(torch.tensor([1.0, 2.0]))
+    assert recorded == ["stream of cpu"]
+    assert copied.tolist() == [1.0, 2.0]
+    assert recorded == ["stream of cpu", "wait"]
+
+
 @pytest.mark.cuda
 def test_side_stream_copies_equal_plain_ones() -> None:
     """While the steps' stream is busy; without record_stream, later copies would overwrite earlier ones."""

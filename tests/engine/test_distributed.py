@@ -264,6 +264,14 @@ def test_single_process_needs_no_group() -> None:
     assert distributed.unwrap(model) is model
 
 
+def test_chosen_gpu_is_the_current_one_of_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton kernels, events and page-locked memory use the current device."""
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    with distributed.process_group(torch.device("cuda", 1)):
+        assert current == [torch.device("cuda", 1)]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_gpu_asked_for_where_there_is_none() -> None:
     with pytest.raises(UserError, match=r"device='cuda': .* no usable NVIDIA GPU here; set device=cpu"):

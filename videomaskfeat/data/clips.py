@@ -227,7 +227,7 @@ class VideoClips(RecordClips[SampleT, BatchT]):
 
     Attributes:
         sampler: samples the frames of a clip.
-        reader: reader of video files: auto, decord or pyav.
+        reader: reader of video files, see `open_video`.
         memory: decoded videos, which are not read from their files; samples are the same without it.
         uncut: whether batches have `UncutClips`, which are cropped and augmented on the device of the batch.
     """

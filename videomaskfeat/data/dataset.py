@@ -117,7 +117,7 @@ class VideoDataset(_ClipDataset):
         class_names: class names by label, such as those of the training set: class folders then have these
             labels.
         format, prefix, separator: see :func:`~videomaskfeat.data.formats.load_records`.
-        reader: auto, decord or pyav.
+        reader: video reader, see `open_video`.
 
     Attributes:
         records: path and label of each video.

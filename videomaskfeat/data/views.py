@@ -56,7 +56,7 @@ class EvaluationViews(Dataset[ViewsBatch]):
         crop: side of a crop, or its height and width, in pixels.
         short_side: length in pixels of the resized short side. Published results use 256 for 1 crop of 224,
             and the side of the crop for 3 crops.
-        reader: reader of video files: auto (PyAV), decord or pyav.
+        reader: reader of video files, see `open_video`; auto is PyAV.
         memory: decoded videos, which are not read from their files.
 
     Raises:

@@ -48,7 +48,8 @@ class HostCopy:
         self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
         self._values.copy_(values, non_blocking=True)
         self._arrived = torch.cuda.Event()
-        self._arrived.record()
+        # Without an argument it would be the stream of the current device, which may be another GPU.
+        self._arrived.record(torch.cuda.current_stream(values.device))
 
     def tolist(self) -> list[float]:
         """The numbers, after a wait for them."""

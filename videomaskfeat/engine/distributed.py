@@ -164,7 +164,7 @@ _watch: RankWatch | None = None  # while this process is one of several ranks
 def process_group(
     device: torch.device, *, timeout_seconds: float = 1800.0, join_seconds: float = 600.0
 ) -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun do nothing.
+    """Join the processes that torchrun started; without torchrun only make the device the current one.
 
     CPU tensors and Python objects travel by gloo, GPU tensors by NCCL.
 
@@ -178,12 +178,12 @@ def process_group(
         RunFailed: another rank was killed, ended with an error, or did not answer in time; it is named.
     """
     global _watch
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)  # for code that uses the current device, also of a single process
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
         return
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.set_device(device)
     from videomaskfeat.engine.rank_watch import RankWatch, join
 
     store, attempt, own_rank, ranks = join(join_seconds)

@@ -329,7 +329,7 @@ def load_classifier(
         weights: safetensors file of a fine-tuning run, or of ``videomaskfeat import-slowfast``.
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
-        reader: video reader: auto, decord or pyav.
+        reader: video reader: video reader, see `open_video`.
         clips_at_once: clips per forward pass.
 
     Raises:

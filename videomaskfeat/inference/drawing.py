@@ -68,7 +68,7 @@ def draw_videos(
         out: folder for ``NAME.png``, and for ``NAME.mp4`` if clips have more than one frame.
         recipe: clip, mask and target.
         seed: seed of the masks.
-        reader: auto, decord or pyav.
+        reader: video reader, see `open_video`.
         workers: 1 reads the videos in another process, where a crash of the decoder is a failure.
         columns: maximum number of time steps in an image.
 

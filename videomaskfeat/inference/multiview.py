@@ -53,7 +53,7 @@ class Machine:
     Attributes:
         device: auto (a GPU if there is one), cpu, cuda or cuda:N.
         precision: auto (bf16 on a GPU, fp32 on a CPU), fp32 or bf16.
-        reader: video reader: auto, decord or pyav.
+        reader: video reader: video reader, see `open_video`.
         workers: loader processes per rank; 0: the main process loads.
         videos_per_batch: videos per worker and batch; None: about 32 clips.
         clips_at_once: clips per forward pass.

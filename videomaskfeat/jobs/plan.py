@@ -161,6 +161,8 @@ def plan_training(config: Any, build: Callable[[Any, torch.device], Run]) -> Tra
     """
     check_config(config)
     device = distributed.choose_device(config.run.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # as the training does: kernels and their events use the current device
     with explained_out_of_memory(config, device):
         return _plan_on(device, config, build)
 

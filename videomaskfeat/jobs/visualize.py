@@ -49,7 +49,7 @@ def visualize(
         ratio: share of the cells to hide; None: as in the run.
         seed: seed of the masks.
         device: auto, cpu or cuda.
-        reader: auto, decord or pyav.
+        reader: video reader, see `open_video`.
         columns: maximum number of time steps in an image.
         attention: draw a map of the clip instead.
         map: "gradcam" (positions that raise the logit of a class, of a classifier), "attention" (of a block,

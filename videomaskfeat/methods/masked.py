@@ -25,7 +25,8 @@ class MaskedPrediction(Method):
 
     Args:
         recipe, compiled: see :class:`~videomaskfeat.methods.method.Method`.
-        student: (clips, mask) -> predictions [B, t, h, w, K], on the target's grid.
+        student: (clips, mask) -> predictions [B, t, h, w, K], on the target's grid. With ``equal_masks`` it
+            also receives the number of hidden cells; see :class:`~videomaskfeat.models.maskfeat.MaskedModel`.
         target: the target with its loss.
 
     Raises:

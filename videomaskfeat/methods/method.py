@@ -213,7 +213,7 @@ class Method(ABC):
             crop: crop of a training clip.
             heldout: the list is for evaluation.
             samples_per_video: clips per opening of a video in training.
-            reading: ``reader`` (auto, decord or pyav) and ``seed`` of the random draws.
+            reading: ``reader`` (see `open_video`) and ``seed`` of the random draws.
 
         Raises:
             UserError: the clip or the mask is impossible.

@@ -69,12 +69,7 @@ def train(kind: str, words: list[str], folder: Path, parallel: str) -> None:
     "kind",
     [
         "detect",
-        pytest.param(
-            "compile",
-            marks=pytest.mark.xfail(
-                reason="inductor of torch 2.13 fails at the second compilation: InductorError"
-            ),
-        ),
+        "compile",
         pytest.param("lars", marks=_needs("pytorch_optimizer")),
         pytest.param("lora", marks=_needs("peft")),
     ],

@@ -71,13 +71,20 @@ def compile_network(
         backend: backend of torch.compile.
     """
     if run.compile and distributed.world_size() > 1:
-        for module in sharded or [network]:
+        modules = sharded or [network]
+        # Blocks share the code of their class. torch compiles 8 forms of one code and runs others uncompiled.
+        config = torch._dynamo.config
+        config.recompile_limit = max(config.recompile_limit, len(modules) + 1)
+        for module in modules:
             _compile_training(module, backend)
 
 
 def _compile_training(module: nn.Module, backend: str) -> None:
-    """Compile a module in place in training mode; evaluations have other shapes, and are not worth it."""
-    module.compile(backend=backend)
+    """Compile a module in place in training mode; evaluations have other shapes, and are not worth it.
+
+    Shapes are static: blocks of one class would otherwise be compiled with the sizes of their grids as symbols.
+    """
+    module.compile(backend=backend, dynamic=False)
     plain: Any = module._call_impl
     compiled: Any = module._compiled_call_impl
 

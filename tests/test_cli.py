@@ -394,6 +394,10 @@ def test_file_named_like_an_option_is_refused(tmp_path: Path, monkeypatch: pytes
         ),
         ("pretrain configs/pretrain/sample.yaml", "(write --config before a config file)"),
         ("pretrain data.trian=x", "unknown key 'data.trian'; did you mean 'data.train'?"),
+        (
+            "pretrain --config configs/pretrain/k400_maskfeat_mvitv2_s.yaml data.trian=x",
+            "argument 'data.trian=x': unknown key 'data.trian'; did you mean 'data.train'?",
+        ),
         ("", "videomaskfeat: the verb is missing; see --help"),
         ("pretrian", "videomaskfeat: unknown verb 'pretrian'; did you mean 'pretrain'?; see --help"),
     ],

@@ -190,7 +190,9 @@ class CommandLine:
                 self.schema, path, overrides.values(), log=logger.info, inherit=inherit_clip
             )
         except UserError as error:
-            other = self._verb_of_config(path) if path and ": unknown " in str(error) else ""
+            # A misspelled key of the command line is no reason to doubt the file.
+            is_of_other = path and ": unknown " in str(error) and not _accepts(self.schema, path)
+            other = self._verb_of_config(path) if path and is_of_other else ""
             if not other:
                 raise
             raise UserError(

@@ -82,7 +82,7 @@ def compile_network(
 def _compile_training(module: nn.Module, backend: str) -> None:
     """Compile a module in place in training mode; evaluations have other shapes, and are not worth it.
 
-    Shapes are static: blocks of one class would otherwise be compiled with the sizes of their grids as symbols.
+    Shapes are static. Otherwise blocks of one class are compiled with the sizes of their grids as symbols.
     """
     module.compile(backend=backend, dynamic=False)
     plain: Any = module._call_impl

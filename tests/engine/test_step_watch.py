@@ -48,7 +48,8 @@ def test_hanging_step_names_rank_samples_and_code(tmp_path: Path) -> None:
     assert re.search(
         words + r"(\d+ \(video\d+\.mp4\)(, )?){8}; the program is in fall_asleep \(test_step", text
     )
-    assert " < _optimizer_step (loop.py:" in text
+    assert " < _accumulate (steps.py:" in text
+    assert " < launch (steps.py:" in text
     assert "this rank ends; start the same command again" in text
     assert "in fall_asleep" in (tmp_path / "log.stderr").read_text()
 

@@ -136,7 +136,6 @@ def test_step_of_two_ranks_compiles_without_graph_breaks(parallel: str, tmp_path
 def test_every_block_of_several_processes_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """MViTv2-L has more forms of blocks than torch compiles per code; others would run uncompiled."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)  # torch's default; restored afterwards
     torch._dynamo.reset()
     counters.clear()
     graphs: list[torch.fx.GraphModule] = []
@@ -147,8 +146,10 @@ def test_every_block_of_several_processes_is_compiled(monkeypatch: pytest.Monkey
 
     model = create_model("maskfeat_mvitv2_l", clip_size=(4, 64, 64), width=16)
     blocks = blocks_of(model)
-    compile_network(config_with("run.parallel=fsdp").run, model, blocks, backend=count)  # type: ignore[arg-type]
-    model(torch.randn(1, 3, 4, 64, 64), torch.ones(1, 2, 2, 2, dtype=torch.bool)).sum().backward()
+    run: Any = config_with("run.parallel=fsdp").run
+    with torch._dynamo.config.patch(recompile_limit=8):  # torch's default; restored afterwards
+        compile_network(run, model, blocks, backend=count)  # type: ignore[arg-type]
+        model(torch.randn(1, 3, 4, 64, 64), torch.ones(1, 2, 2, 2, dtype=torch.bool)).sum().backward()
     assert len(blocks) == 48
     assert len(graphs) > 8
     assert not counters["unimplemented"], dict(counters["unimplemented"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 import simplejson
 import torch
@@ -45,14 +46,15 @@ def train(sample: Path, tmp_path: Path, verb: Verb) -> Train:
 @pytest.mark.parametrize("words", [[], ["method=ibot", f"method.arguments={IBOT}", "mask.kind=random"]])
 def test_losses_are_those_of_clips_that_workers_crop(train: Train, tmp_path: Path, words: list[str]) -> None:
     """The same random numbers, and pixels that differ by a level (iBOT: a few, after colors). The targets of
-    the sample's flat pictures change with a level, so the first loss, before any training, agrees to 1 %."""
+    the sample's flat pictures change with a level, so the first loss, before any training, agrees to 1 %
+    (with OpenCV 4, whose rotations and colors are coarser, to 2 %)."""
     losses = {}
     for where in ("workers", "device"):
         code, text = train("pretrain", where, f"data.augment_on={where}", "clip.flip=0.5", *words)
         assert code == 0, text
         losses[where] = rows(tmp_path / where)[0]["loss"]
     assert losses["device"] != losses["workers"]
-    assert losses["device"] == pytest.approx(losses["workers"], rel=0.01)
+    assert losses["device"] == pytest.approx(losses["workers"], rel=0.01 if cv2.__version__ >= "5" else 0.02)
 
 
 @pytest.mark.parametrize(("name", "run"), [("pretrain", PretrainRun), ("finetune", FinetuneRun)])

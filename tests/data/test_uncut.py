@@ -79,8 +79,8 @@ def test_batches_do_not_depend_on_workers_and_position(videos: Path) -> None:
 
 
 def test_augmented_clips_have_the_parameters_of_workers(videos: Path) -> None:
-    """A difference of one level becomes a larger one in a step of solarize, equalize or posterize, and in a
-    stretched contrast, so most pixels, not all, are within two levels."""
+    """Most pixels, not all, agree to two levels: solarize, equalize, posterize and contrast enlarge a
+    difference of one level."""
     keywords: dict[str, Any] = {
         "sampler": functools.partial(_first_frames, count=2),
         "transform": RandomResizedCrop(16),

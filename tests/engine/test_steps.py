@@ -145,7 +145,7 @@ def test_error_that_a_bad_step_causes_is_explained_by_it(tmp_path: Path) -> None
 
 
 def test_run_is_interrupted_and_resumed_with_lag(tmp_path: Path) -> None:
-    """By a signal in a step, by one in the wait for data, and by an error of the loader."""
+    """Causes: a signal during a step, a signal while the run waits for data, and an error of the loader."""
     train_toy(tmp_path / "whole")
 
     def terminate(number: int) -> None:

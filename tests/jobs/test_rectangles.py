@@ -134,7 +134,7 @@ def run(verb: Verb, name: str, *arguments: str | Path) -> str:
 
 
 def frames_by_hand(video: Path, *, crop: int) -> np.ndarray:
-    """The middle 4 frames at stride 2 of a video of 48x48, uint8 [4, 32, 48, 3]; the first row is 0, 8 or 16.
+    """Crop 0, 1 or 2 (from row 0, 8 or 16) of the middle clip of a 48x48 video: uint8 [4, 32, 48, 3].
 
     A clip of 7 frames in 12 starts at frame 2; the frames have the width of the clip, so only rows are cut.
     """

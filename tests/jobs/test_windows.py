@@ -124,7 +124,7 @@ def assert_film_shows(film: Path, video: Path, bars: list[list[Bar]], times: np.
 
 
 def test_film_of_windows_shows_the_window_of_each_moment(videos: Path, tmp_path: Path) -> None:
-    """Windows of other length and distance; each has a class of its own as the best."""
+    """The windows do not overlap, and the best class differs between them."""
     times = np.array([[0.0, 0.5], [0.7, 1.2], [1.4, 1.9], [2.1, 2.5]])
     names = ("jump", "sit", "wave", "write")
     path = str(videos / "even.mp4")

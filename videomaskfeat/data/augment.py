@@ -287,7 +287,7 @@ class RandomErasing:
         clip[:, rows, columns] = self._noise_values[np.arange(3) % len(self._noise_values), indices]
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> Erasure | None:
-        """The erasure of a clip of this size in pixels, for another device; None: nothing is erased."""
+        """Draw the box that the device erases in a clip of ``height`` x ``width`` pixels; None: no box."""
         box = self._draw_box(height, width, rng)
         if box is None:
             return None

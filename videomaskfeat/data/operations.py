@@ -299,7 +299,7 @@ class ColorJitter:
         return frames
 
     def sample(self, rng: np.random.Generator) -> list[Step]:
-        """Sample the changes of a clip, in their order."""
+        """Draw the changes of a clip, in the order in which they are applied."""
         names = [name for name, change in self.max_changes.items() if change]
         steps = []
         for index in rng.permutation(len(names)):

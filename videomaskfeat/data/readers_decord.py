@@ -16,7 +16,23 @@ class InexactIndexError(Exception):
     """decord opens this file, but would return other frames than those at the given indices."""
 
 
-class DecordReader(VideoReader):
+class PlainFileReader(VideoReader):
+    """A reader of plain video files whose library does not report all facts, such as the rotation."""
+
+    _info: VideoInfo | None = None
+
+    @property
+    def info(self) -> VideoInfo:
+        """All facts; the first access opens the file in PyAV."""
+        if self._info is None:
+            from videomaskfeat.data.readers_pyav import PyAvReader
+
+            with PyAvReader(self.path) as reader:
+                self._info = reader.info
+        return self._info
+
+
+class DecordReader(PlainFileReader):
     """Reads plain mp4 and WebM files (see ``containers``).
 
     Its memory is stable: with one decoding thread, the resident size of a process rose by 0.5 MB from the
@@ -38,7 +54,6 @@ class DecordReader(VideoReader):
         decord = importlib.import_module("decord")
         decord.logging.set_level(decord.logging.QUIET)
         self.path = path
-        self._info: VideoInfo | None = None
         if not is_exact_in_decord(path):
             raise InexactIndexError(path)
         try:
@@ -56,16 +71,6 @@ class DecordReader(VideoReader):
         self._errors = (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, MemoryError)
         self.frames = len(self._reader)
         self.fps = average_rate(starts, stated_fps=float(self._reader.get_avg_fps()))
-
-    @property
-    def info(self) -> VideoInfo:
-        """All facts; the first access opens the file in PyAV, since decord reports no rotation and codec."""
-        if self._info is None:
-            from videomaskfeat.data.readers_pyav import PyAvReader
-
-            with PyAvReader(self.path) as reader:
-                self._info = reader.info
-        return self._info
 
     def close(self) -> None:
         """Release the file and the decoder; may be called twice."""

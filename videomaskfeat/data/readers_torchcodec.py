@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from videomaskfeat.data.containers import is_exact_in_decord
-from videomaskfeat.data.reader import VideoInfo, VideoReader, VideoReadError
-from videomaskfeat.data.readers_decord import InexactIndexError
+from videomaskfeat.data.reader import VideoReadError
+from videomaskfeat.data.readers_decord import InexactIndexError, PlainFileReader
 from videomaskfeat.errors import UserError
 
 DEVICES = {"torchcodec": "cpu", "torchcodec-cuda": "cuda"}
@@ -19,7 +19,7 @@ _RATE_TOLERANCE = 1e-3  # of the stated frame rate against that of the frames
 _ERRORS = (RuntimeError, ValueError, IndexError, OSError, MemoryError)
 
 
-class TorchcodecReader(VideoReader):
+class TorchcodecReader(PlainFileReader):
     """Reads the plain mp4 and WebM files that `DecordReader` reads, by torchcodec's exact index of frames.
 
     Frames of the CPU are those of the other readers. NVDEC converts colors itself: its frames may differ by a
@@ -39,7 +39,6 @@ class TorchcodecReader(VideoReader):
     def __init__(self, path: str, *, threads: int = 1, decoder: str = "torchcodec") -> None:
         video_decoder = load_torchcodec(decoder).decoders.VideoDecoder
         self.path, self.decoder = path, decoder
-        self._info: VideoInfo | None = None
         if not is_exact_in_decord(path):
             raise InexactIndexError(path)
         try:
@@ -58,16 +57,6 @@ class TorchcodecReader(VideoReader):
             raise VideoReadError(path, _message(error)) from error
         self.frames = len(self._decoder)
         self.fps = self._frame_rate()
-
-    @property
-    def info(self) -> VideoInfo:
-        """All facts; the first access opens the file in PyAV."""
-        if self._info is None:
-            from videomaskfeat.data.readers_pyav import PyAvReader
-
-            with PyAvReader(self.path) as reader:
-                self._info = reader.info
-        return self._info
 
     def close(self) -> None:
         """Release the file and the decoder; may be called twice."""

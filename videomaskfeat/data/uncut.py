@@ -2,9 +2,9 @@
 
 A worker decodes a clip and draws its random changes from the generator of the sample, as for clips that it
 changes itself. The frames cross to the device as uint8, with the parameters of the changes, which are the
-same in both ways. The exception is random erasing: the device draws its noise, so in a sample of several
-clips (``clip.samples_per_video``) the clips after an erased one have other random numbers of the same
-distribution. A resumed run draws the same parameters and the same noise.
+same as in the worker. Random erasing is the exception: the device draws the noise of the erased box. If a
+sample has several clips (``clip.samples_per_video``), the clips after an erased one therefore have other
+random numbers, from the same distribution. A resumed run draws the same parameters and the same noise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Erasure:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipChange:
-    """The drawn changes of a clip, in their order.
+    """The random changes of a clip, in the order in which they are applied.
 
     Attributes:
         steps: operations on whole frames.

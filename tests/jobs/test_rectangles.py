@@ -128,6 +128,7 @@ def test_positions_of_a_square_fit_a_rectangle(name: str) -> None:
 
 
 def run(verb: Verb, name: str, *arguments: str | Path) -> str:
+    """Standard output and standard error of a verb."""
     code, out, err = verb(name, *arguments)
     assert code == 0, err
     return out + err
@@ -194,7 +195,8 @@ def test_all_commands_from_pretraining_to_export(sample: Path, tmp_path: Path, v
     best = tmp_path / "tuned/best.safetensors"
     recipe = read_classify_recipe(best)
     assert (recipe.clip.crop, recipe.crops) == ((32, 48), 3)
-    (result,) = json.loads(run(verb, "predict", best, video, "--json", "-", *cpu))
+    run(verb, "predict", best, video, "--json", tmp_path / "predicted.json", *cpu)
+    (result,) = json.loads((tmp_path / "predicted.json").read_text())
     assert result["protocol"]["crop"] == [32, 48]
     classifier = load_classifier(best, device="cpu")
     expected = classifier.model(views_by_hand(video, crops=3)).softmax(dim=-1).mean(dim=0)

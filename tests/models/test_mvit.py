@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.autograd import assert_same_gradients, tensors_saved
 from tests.reference.attention import slow_attention
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
@@ -158,6 +159,40 @@ def test_fused_attention_equals_the_slow_one(
         torch.testing.assert_close(
             gradient / scale, slow_gradients[name] / scale, atol=1e-5, rtol=0, msg=name
         )
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("stride", [(1, 4, 4), (2, 3, 8)])
+def test_keys_of_a_part_of_the_tokens_equal_those_of_all(
+    stride: tuple[int, int, int], class_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values and gradients, with a norm; tokens between the windows of keys do not reach their weights."""
+    grid = TokenGrid(3, 9, 8)
+    layer = make(grid, heads=2, kv_stride=stride, class_token=class_token)
+    assert layer.reads_a_part
+    norm = torch.nn.LayerNorm(16)
+    tokens = torch.randn(2, layer.prefix + grid.size, 16, requires_grad=True)
+    part, _ = layer(tokens, grid, norm)
+    monkeypatch.setattr(layer, "reads_a_part", False)
+    whole, _ = layer(tokens, grid, norm)
+    # float32 sums over 200 tokens in another order, of values up to 100
+    assert_same_gradients(part, whole, [tokens, *layer.parameters(), *norm.parameters()], atol=2e-4)
+
+
+def test_backward_pass_stores_no_widened_queries() -> None:
+    """Neither widened queries (8 values, and one per key position in time, row and column) nor scores."""
+    grid = TokenGrid(4, 24, 24)
+    layer = make(grid, heads=2, kv_stride=(1, 2, 2))
+    tokens = torch.randn(1, 1 + grid.size, 16, requires_grad=True)
+    shapes = [tensor.shape for tensor in tensors_saved(lambda: layer(tokens, grid))]
+    assert torch.Size([1, 4, 24, 24, 2, 8]) in shapes  # the queries themselves
+    assert not {8 + 4 + 12 + 12, 1 + 4 * 12 * 12} & {shape[-1] for shape in shapes}
+
+
+def test_max_pooling_stores_only_its_indices() -> None:
+    tokens = torch.randn(2, 4, 6, 6, 5, requires_grad=True)
+    stored = tensors_saved(lambda: max_pool(tokens, (1, 2, 2)))
+    assert [(tensor.dtype, tensor.numel()) for tensor in stored] == [(torch.int32, 2 * 4 * 3 * 3 * 5)]
 
 
 def test_grid_that_the_stride_does_not_divide_rounds_up() -> None:

@@ -35,6 +35,7 @@ def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
         count.set_op_handle("prim::PythonOp._WidenQueries", _relative_multiply_adds)
         count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
+        count.set_op_handle("videomaskfeat::normed_linear", _normed_linear_multiply_adds)
         count.set_op_handle("videomaskfeat::depthwise_conv3d", _pooling_multiply_adds)
         with using_kernels(Kernels()):  # the handles above are of these
             return float(count.total())
@@ -63,6 +64,12 @@ def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> floa
 def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
     """x [n, D], weight [D', D]."""
     return float(math.prod(get_shape(inputs[0])) * get_shape(inputs[1])[0])
+
+
+def _normed_linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """x [n, D], norm, weight [D', D]; fvcore counts five per value for a layer norm."""
+    x, weight = get_shape(inputs[0]), get_shape(inputs[4])
+    return float(math.prod(x) * (weight[0] + 5))
 
 
 def _pooling_multiply_adds(inputs: list[object], outputs: list[object]) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.encoder_base import Encoder, on_grid
 from videomaskfeat.models.heads import LinearHead, check_head_arguments, reset_classes
-from videomaskfeat.models.layers import check_positive
+from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.roi_align import roi_align
 
 Temporal = Literal["early_mean", "late_mean", "late_max"]

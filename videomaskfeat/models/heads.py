@@ -13,7 +13,9 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.batch_norm import FeatureNorm
 from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
-from videomaskfeat.models.layers import Perceptron, check_positive, initialize
+from videomaskfeat.models.initialization import initialize
+from videomaskfeat.models.layers import Perceptron
+from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.vit import Block
 
 HeadKind = Literal["mean", "norm_mean", "token", "linear", "attentive"]
@@ -113,7 +115,7 @@ class AttentiveHead(LinearHead):
         heads_first = (x.transpose(1, 2) for x in (q, k, v))  # [B, M, 1 or N, d]
         attended = F.scaled_dot_product_attention(*heads_first).transpose(1, 2).flatten(2)  # [B, 1, D]
         query = query + self.proj(attended)
-        query = query + self.mlp(self.norm_mlp(query))
+        query = query + self.mlp(query, self.norm_mlp)
         return super().forward(query[:, 0])
 
 

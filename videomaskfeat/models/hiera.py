@@ -15,7 +15,8 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import attention, attention_weights
-from videomaskfeat.models.layers import Linear, Perceptron, check_positive
+from videomaskfeat.models.layers import Linear, Perceptron, normed
+from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.positions import AbsolutePositions
 
 
@@ -67,20 +68,20 @@ class UnitAttention(nn.Module):
         self.qkv = Linear(in_width, 3 * out_width)
         self.proj = Linear(out_width, out_width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Grouped tokens [B, U*u, D] -> [B, U*u', D']."""
-        q, k, v = self._project(tokens)
+    def forward(self, tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
+        """Grouped tokens [B, U*u, D], after the norm if there is one -> [B, U*u', D']."""
+        q, k, v = self._project(tokens, norm)
         attended = attention(q * self.scale, k, v).flatten(2)
         return self.proj(attended.reshape(len(tokens), -1, attended.shape[2]))
 
-    def weights(self, tokens: Tensor) -> Tensor:
+    def weights(self, tokens: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """Shares [B, G, M, n', n] for grouped tokens [B, G*n, D]: G units, or G = 1 for all tokens."""
-        q, k, _ = self._project(tokens)
+        q, k, _ = self._project(tokens, norm)
         return attention_weights(q * self.scale, k).unflatten(0, (len(tokens), -1))
 
-    def _project(self, tokens: Tensor) -> list[Tensor]:
+    def _project(self, tokens: Tensor, norm: nn.LayerNorm | None = None) -> list[Tensor]:
         """Queries, keys and values [B or B*U, N, M, d] of grouped tokens [B, U*u, D]."""
-        q, k, v = self.qkv(tokens).chunk(3, dim=-1)
+        q, k, v = normed(self.qkv, tokens, norm).chunk(3, dim=-1)
         q = pool_units(q, self.unit, self.pool)
         if self.within:
             size = math.prod(self.unit)
@@ -124,10 +125,13 @@ class HieraBlock(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Grouped tokens [B, U*u, D] of all or some units of ``grid`` -> [B, U*u', D'] and the new grid."""
-        normed = self.norm1(tokens)
-        skip = pool_units(self.proj(normed), self.unit, self.pool) if self.project else tokens
-        tokens = skip + self.drop_path(self.attn(normed))
-        return tokens + self.drop_path(self.mlp(self.norm2(tokens))), self.query_grid(grid)
+        if self.project:
+            normalized = self.norm1(tokens)
+            skip = pool_units(self.proj(normalized), self.unit, self.pool)
+            tokens = skip + self.drop_path(self.attn(normalized))
+        else:
+            tokens = tokens + self.drop_path(self.attn(tokens, self.norm1))
+        return tokens + self.drop_path(self.mlp(tokens, self.norm2)), self.query_grid(grid)
 
     def query_grid(self, grid: TokenGrid) -> TokenGrid:
         """The grid of the queries and of the output."""
@@ -139,7 +143,7 @@ class HieraBlock(nn.Module):
         Queries and keys are in the order of their grids. If the block attends within units, all shares
         between two units are 0; :meth:`attend_shares` needs less memory.
         """
-        queries, units = self.query_grid(grid), self.attn.weights(self.norm1(tokens))
+        queries, units = self.query_grid(grid), self.attn.weights(tokens, self.norm1)
         batch, groups, heads, pooled, size = units.shape
         weights = units.new_zeros(batch, heads, groups, pooled, groups, size)
         weights.diagonal(dim1=2, dim2=4).copy_(units.permute(0, 2, 3, 4, 1))
@@ -154,7 +158,7 @@ class HieraBlock(nn.Module):
             tokens, grid: as for :meth:`attention_weights`.
             shares: in the order of :meth:`query_grid`; the result is in the order of ``grid``.
         """
-        units = self.attn.weights(self.norm1(tokens)).float().mean(dim=2)  # [B, G, n', n]
+        units = self.attn.weights(tokens, self.norm1).float().mean(dim=2)  # [B, G, n', n]
         pooled = divide(self.unit, self.pool)
         grouped = group_units(shares[..., None], self.query_grid(grid), pooled)  # [B, N', 1]
         attended = grouped.view(len(units), units.shape[1], 1, -1) @ units

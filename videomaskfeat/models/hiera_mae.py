@@ -12,7 +12,8 @@ from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.hiera import Hiera, divide, ungroup_units
 from videomaskfeat.models.initialization import draw_weights
-from videomaskfeat.models.layers import Linear, check_positive
+from videomaskfeat.models.layers import Linear
+from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.mae import DecoderHead, hidden_count, visible_places
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
 from videomaskfeat.models.positions import joint_positions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -107,3 +107,12 @@ def draw_token(token: Tensor, initialization: Initialization) -> None:
 def draw_mask_token(token: Tensor, initialization: Initialization) -> None:
     """Draw a mask token, in place."""
     _RULES[initialization].mask_token(token)
+
+
+def initialize(layers: Iterable[nn.Module], *, std: float = 0.02, bias: float = 0.0) -> None:
+    """Draw the weights of linear layers from a truncated normal distribution, and set their biases."""
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            nn.init.trunc_normal_(layer.weight, std=std)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)

@@ -232,3 +232,19 @@ def _format_size(size: float) -> str:
         if size >= factor:
             return f"{size / factor:.3g} {unit}"
     return f"{size / 1e6:.3g} MB"
+
+
+def check_positive(**numbers: int) -> None:
+    """Raise UserError for the first number below 1, by name."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise UserError(f"{name} {number} must be positive")
+
+
+def check_transformer(depth: int, width: int, heads: int, *, prefix: str = "") -> None:
+    """Raise UserError unless all are positive and the heads divide the width; ``prefix`` of their names."""
+    if depth < 1 or width < 1 or heads < 1 or width % heads:
+        raise UserError(
+            f"{prefix}depth {depth}, {prefix}width {width}, {prefix}heads {heads}: all must be positive, and "
+            f"{prefix}heads must divide {prefix}width"
+        )

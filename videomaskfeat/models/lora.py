@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.models.detector import Detector
 from videomaskfeat.models.heads import Classifier
-from videomaskfeat.models.layers import GeluLinear, check_positive
+from videomaskfeat.models.layers import GeluLinear
+from videomaskfeat.models.limits import check_positive
 from videomaskfeat.values import build_dataclass
 
 TARGETS = ("attn.qkv", "attn.proj")

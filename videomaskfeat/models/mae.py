@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import on_grid
-from videomaskfeat.models.initialization import draw_weights
-from videomaskfeat.models.layers import Linear, initialize, set_norm_eps
+from videomaskfeat.models.initialization import draw_weights, initialize
+from videomaskfeat.models.layers import Linear, set_norm_eps
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
 from videomaskfeat.models.positions import FIXED, fixed_positions, joint_positions, position_channels
 from videomaskfeat.models.vit import Block, ViT

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, on_grid
-from videomaskfeat.models.initialization import Initialization, draw_head, draw_mask_token
-from videomaskfeat.models.layers import check_positive, initialize
+from videomaskfeat.models.initialization import Initialization, draw_head, draw_mask_token, initialize
+from videomaskfeat.models.limits import check_positive
 
 
 class MaskedModel(Encoder, ABC):

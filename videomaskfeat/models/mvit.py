@@ -9,13 +9,16 @@ import torch
 import torch.nn.functional as F
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
+from torch.compiler import is_exporting
 
 from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import Relative, attention, attention_weights
-from videomaskfeat.models.kernels.pooling import Pool, pool_tokens
-from videomaskfeat.models.layers import Linear, Perceptron, check_transformer
+from videomaskfeat.models.kernels.normed import normed_linear
+from videomaskfeat.models.kernels.pooling import Pool, leaves_gaps, pool_tokens, positions_read
+from videomaskfeat.models.layers import Linear, Perceptron, normed
+from videomaskfeat.models.limits import check_transformer
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
 
 WidenIn = Literal["mlp", "attention"]
@@ -128,6 +131,8 @@ class PooledAttention(nn.Module):
         self.head_width = head_width
         self.q_stride = q_stride
         self.kv_stride = kv_stride
+        self.pool_kernel = pool_kernel
+        self.reads_a_part = leaves_gaps(pool_kernel, kv_stride)
         self.residual_pooling = residual_pooling
         self.prefix = int(class_token)
         self.axes = "t" * relative_time + "hw" * relative_space
@@ -143,10 +148,15 @@ class PooledAttention(nn.Module):
         self.pool_k, self.norm_k = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
         self.pool_v, self.norm_v = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
 
-    def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
-        """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid."""
+    def forward(
+        self, tokens: Tensor, grid: TokenGrid, norm: nn.LayerNorm | None = None
+    ) -> tuple[Tensor, TokenGrid]:
+        """Tokens [B, P+N, D] on ``grid`` (P = 1 with a class token) -> [B, P+N', width] and the new grid.
+
+        ``norm``, if there is one, is applied to the tokens first.
+        """
         q_grid = grid.pooled(self.q_stride)
-        q_first, q, k, v = self._pooled_heads(tokens, grid)
+        q_first, q, k, v = self._pooled_heads(tokens, grid, norm)
         queries = q.unflatten(1, q_grid.shape)  # [B, t', h', w', M, d]
         relative = self._relative(q_first, grid, k)
         result = attention(queries, k * self.head_width**-0.5, v, relative)  # [B, P+N', M, d]
@@ -155,10 +165,12 @@ class PooledAttention(nn.Module):
             result = torch.cat([first, rest + q], dim=1)  # [B, P+N', M, d]
         return self.proj(result.flatten(2)), q_grid  # [B, P+N', width]
 
-    def weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
+    def weights(
+        self, tokens: Tensor, grid: TokenGrid, norm: nn.LayerNorm | None
+    ) -> tuple[Tensor, TokenGrid, TokenGrid]:
         """The softmax of :meth:`forward`, [B, M, P+N', P+N"], and the grids of its queries and keys."""
         q_grid, k_grid = grid.pooled(self.q_stride), grid.pooled(self.kv_stride)
-        q_first, q, k, _ = self._pooled_heads(tokens, grid)
+        q_first, q, k, _ = self._pooled_heads(tokens, grid, norm)
         queries, relative = q.unflatten(1, q_grid.shape), self._relative(q_first, grid, k)
         return attention_weights(queries, k * self.head_width**-0.5, relative), q_grid, k_grid
 
@@ -168,23 +180,45 @@ class PooledAttention(nn.Module):
         codes = constant_table(_key_codes, k_grid, self.axes, self.prefix, device=k.device)  # [P+N", keys]
         return Relative(q_first, offsets, codes.to(k.dtype))
 
-    def _pooled_heads(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _pooled_heads(
+        self, tokens: Tensor, grid: TokenGrid, norm: nn.LayerNorm | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class token queries [B, P, M, d], grid queries [B, N', M, d], keys and values [B, P+N", M, d]."""
-        heads = (self.heads, self.head_width)
+        heads, bias = (self.heads, self.head_width), self.qkv.bias
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
-        pools = [
-            Pool(q_weight, self.width, self.q_stride),
-            Pool(kv_weight, 2 * self.width, self.kv_stride),
-        ]
-        first, q, kv = pool_tokens(  # [B, P, 3D], [B, t', h', w', D], [B, t", h", w", 2D]
-            self.qkv(tokens), self.prefix, grid.shape, pools
-        )
-        q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
+        q_pool = Pool(q_weight, self.width, self.q_stride)
+        kv_pool = Pool(kv_weight, 2 * self.width, self.kv_stride)
+        if self.reads_a_part and type(self.qkv) is Linear:  # LoRA replaces layers
+            part, part_grid = self._part_read(tokens, grid)
+            kv_pool = kv_pool._replace(stride=(self.kv_stride[0], *self.pool_kernel[1:]))
+            q_all, kv_all = (
+                normed_linear(x, norm, self.qkv.weight[rows], None if bias is None else bias[rows])
+                for x, rows in ((tokens, slice(self.width)), (part, slice(self.width, None)))
+            )
+            q_first, q = pool_tokens(q_all, self.prefix, grid.shape, [q_pool])
+            kv_first, kv = pool_tokens(kv_all, self.prefix, part_grid, [kv_pool])
+        else:
+            first, q, kv = pool_tokens(  # [B, P, 3D], [B, t', h', w', D], [B, t", h", w", 2D]
+                normed(self.qkv, tokens, norm), self.prefix, grid.shape, [q_pool, kv_pool]
+            )
+            q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
         kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
         k, v = kv.unflatten(-1, (2, *heads)).unbind(2)  # [B, P+N", M, d] each
         q_first, q = (self.norm_q(x.unflatten(-1, heads)) for x in (q_first, q.flatten(1, 3)))
         return q_first, q, self.norm_k(k), self.norm_v(v)
+
+    def _part_read(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Triple]:
+        """The tokens that the windows of keys and values contain, [B, P+n, D], and their grid."""
+        rows, columns = (
+            constant_table(positions_read, length, size, step, device=tokens.device)
+            for length, size, step in zip(
+                grid.shape[1:], self.pool_kernel[1:], self.kv_stride[1:], strict=True
+            )
+        )
+        first, rest = tokens.split([self.prefix, grid.size], dim=1)
+        part = rest.unflatten(1, grid.shape).index_select(2, rows).index_select(3, columns)
+        return torch.cat([first, part.flatten(1, 3)], dim=1), (grid.t, len(rows), len(columns))
 
     def _offsets(self, q_grid: TokenGrid, k_grid: TokenGrid) -> list[Tensor | None]:
         """Relative vectors [queries, keys, d] of time, height and width; None for an axis without table."""
@@ -286,17 +320,15 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` -> [B, P+N', D'] and the new grid."""
-        normed = self.norm1(tokens)
-        attended, new_grid = self.attn(normed, grid)  # [B, P+N', inner]
-        skip = self.proj(normed) if self.project_attention_input else tokens  # [B, P+N, inner]
+        attended, new_grid = self.attn(tokens, grid, self.norm1)  # [B, P+N', inner]
+        skip = normed(self.proj, tokens, self.norm1) if self.project_attention_input else tokens
         tokens = self._pool_skip(skip, grid) + self.drop_path(attended)  # [B, P+N', inner]
-        normed = self.norm2(tokens)
-        skip = self.proj(normed) if self.project_mlp_input else tokens
-        return skip + self.drop_path(self.mlp(normed)), new_grid
+        skip = normed(self.proj, tokens, self.norm2) if self.project_mlp_input else tokens
+        return skip + self.drop_path(self.mlp(tokens, self.norm2)), new_grid
 
     def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
         """Shares [B, M, P+N', P+N"] for tokens [B, P+N, D] on ``grid``; grids of queries and keys."""
-        return self.attn.weights(self.norm1(tokens), grid)
+        return self.attn.weights(tokens, grid, self.norm1)
 
     def _pool_skip(self, tokens: Tensor, grid: TokenGrid) -> Tensor:
         """The residual on the query grid, [B, P+N, D] -> [B, P+N', D]."""
@@ -320,8 +352,28 @@ def max_pool(tokens: Tensor, stride: Triple) -> Tensor:
         volume = tokens.permute(0, 4, 1, 2, 3)  # [B, D, t, h, w]
         return F.max_pool3d(volume, kernel, stride, padding).permute(0, 2, 3, 4, 1)
     frames = tokens.flatten(0, 1).permute(0, 3, 1, 2)  # [B*t, D, h, w]
-    pooled = F.max_pool2d(frames, kernel[1:], stride[1:], padding[1:])  # [B*t, D, h', w']
-    return pooled.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])
+    window = kernel[1:], list(stride[1:]), padding[1:]
+    pooled = F.max_pool2d(frames, *window) if is_exporting() else _MaxPool.apply(frames, *window)
+    return pooled.permute(0, 2, 3, 1).unflatten(0, tokens.shape[:2])  # [B, t, h', w', D]
+
+
+class _MaxPool(torch.autograd.Function):
+    """``max_pool2d`` that stores int32 indices only, where torch stores int64 indices and the input."""
+
+    @staticmethod
+    def forward(ctx: Any, frames: Tensor, *window: list[int]) -> Tensor:
+        pooled, indices = torch.ops.aten.max_pool2d_with_indices(frames, *window)
+        ctx.save_for_backward(indices.int())
+        ctx.shape, ctx.strides, ctx.window = frames.shape, frames.stride(), window
+        return pooled
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (indices,) = ctx.saved_tensors
+        # The operator needs shape and layout of the input, not its values.
+        frames = torch.empty_strided(ctx.shape, ctx.strides, dtype=grad.dtype, device=grad.device)
+        arguments = (grad, frames, *ctx.window, [1, 1], False, indices.long())
+        return torch.ops.aten.max_pool2d_with_indices_backward(*arguments), None, None, None
 
 
 class MViT(Encoder):

@@ -12,13 +12,9 @@ from torch import Tensor, nn
 from videomaskfeat.errors import UserError
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.batch_norm import BatchNorm
-from videomaskfeat.models.layers import (
-    Linear,
-    Perceptron,
-    check_positive,
-    check_transformer,
-    initialize,
-)
+from videomaskfeat.models.initialization import initialize
+from videomaskfeat.models.layers import Linear, Perceptron
+from videomaskfeat.models.limits import check_positive, check_transformer
 from videomaskfeat.models.positions import joint_positions
 from videomaskfeat.models.vit import Block, check_rotary
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from videomaskfeat.errors import UserError, check_name
-from videomaskfeat.models.layers import check_positive, per_channel
-from videomaskfeat.models.limits import build_checked
+from videomaskfeat.models.layers import per_channel
+from videomaskfeat.models.limits import build_checked, check_positive
 from videomaskfeat.models.loading import load_into
 from videomaskfeat.models.weights import created_as, read_state
 from videomaskfeat.tensor_files import read_metadata

@@ -15,7 +15,8 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, attention_weights, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, check_transformer, set_norm_eps
+from videomaskfeat.models.layers import Linear, Perceptron, normed, set_norm_eps
+from videomaskfeat.models.limits import check_transformer
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
 
 BIAS = "rel_pos_bias.table"
@@ -144,21 +145,38 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
-        """Tokens [B, N, D], a bias [M, N, N] of the scores, and a table of :func:`rotate` -> [B, N, D]."""
-        q, k, v = self._heads(tokens, rotary)
+    def forward(
+        self,
+        tokens: Tensor,
+        bias: Tensor | None = None,
+        rotary: Tensor | None = None,
+        norm: nn.LayerNorm | None = None,
+    ) -> Tensor:
+        """Attend, after the norm if there is one.
+
+        Tokens [B, N, D], a bias [M, N, N] of the scores, and a table of :func:`rotate` -> [B, N, D].
+        """
+        q, k, v = self._heads(tokens, rotary, norm)
         if bias is None:
             return self.proj(attention(q, k, v).flatten(2))
         return self.proj(biased_attention(q, k, v, bias).flatten(2))
 
-    def weights(self, tokens: Tensor, bias: Tensor | None = None, rotary: Tensor | None = None) -> Tensor:
+    def weights(
+        self,
+        tokens: Tensor,
+        bias: Tensor | None = None,
+        rotary: Tensor | None = None,
+        norm: nn.LayerNorm | None = None,
+    ) -> Tensor:
         """The softmax of :meth:`forward`, [B, M, N, N]."""
-        q, k, _ = self._heads(tokens, rotary)
+        q, k, _ = self._heads(tokens, rotary, norm)
         return attention_weights(q, k, bias=bias)
 
-    def _heads(self, tokens: Tensor, rotary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _heads(
+        self, tokens: Tensor, rotary: Tensor | None, norm: nn.LayerNorm | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, scaled, keys and values, [B, N, M, d] each."""
-        q, k, v = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = normed(self.qkv, tokens, norm).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return q * self.scale, k, v
@@ -211,12 +229,13 @@ class Block(nn.Module):
         ``at``: int64 [B, V], grid positions of tokens [B, P+V, D] that are only a part of the grid.
         """
         bias, rotary = self._positions(tokens, grid, at)
-        tokens = tokens + self.drop_path(_scaled(self.attn(self.norm1(tokens), bias, rotary), self.gamma_1))
-        return tokens + self.drop_path(_scaled(self.mlp(self.norm2(tokens)), self.gamma_2)), grid
+        attended = self.attn(tokens, bias, rotary, self.norm1)
+        tokens = tokens + self.drop_path(_scaled(attended, self.gamma_1))
+        return tokens + self.drop_path(_scaled(self.mlp(tokens, self.norm2), self.gamma_2)), grid
 
     def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
         """Shares [B, M, P+N, P+N] for tokens [B, P+N, D] on ``grid``; grids of queries and keys."""
-        return self.attn.weights(self.norm1(tokens), *self._positions(tokens, grid, None)), grid, grid
+        return self.attn.weights(tokens, *self._positions(tokens, grid, None), self.norm1), grid, grid
 
     def _positions(
         self, tokens: Tensor, grid: TokenGrid, at: Tensor | None

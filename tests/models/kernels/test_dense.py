@@ -25,6 +25,16 @@ def test_linear_equals_its_plain_version(shape: tuple[int, ...], bias: bool, gel
     assert_same_gradients(ours, plain, [x, *layer.parameters()])
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 9])
+def test_gelu_linear_in_several_blocks_of_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "_ROWS_PER_BLOCK", 3)
+    torch.manual_seed(0)
+    layer = GeluLinear(5, 7)
+    x = torch.randn(rows, 5, requires_grad=True)
+    expected = F.linear(F.gelu(x), layer.weight, layer.bias)
+    assert_same_gradients(layer(x), expected, [x, *layer.parameters()])
+
+
 def test_gelu_linear_stores_no_activations() -> None:
     layer = GeluLinear(64, 2)
     x = torch.randn(100, 64, requires_grad=True)

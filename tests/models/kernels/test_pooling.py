@@ -7,7 +7,14 @@ import torch
 from torch import Tensor
 
 from tests.autograd import assert_same_gradients
-from videomaskfeat.models.kernels.pooling import Pool, depthwise_conv3d, plain_pool_tokens, pool_tokens
+from videomaskfeat.models.kernels.pooling import (
+    Pool,
+    depthwise_conv3d,
+    leaves_gaps,
+    plain_pool_tokens,
+    pool_tokens,
+    positions_read,
+)
 
 Triple = tuple[int, int, int]
 # (grid, kernel, stride): all kinds in MViT, and others with and without overlapping windows.
@@ -162,3 +169,25 @@ def test_cuda_convolves_in_the_type_of_the_tokens_under_autocast() -> None:
     assert actual.dtype == torch.bfloat16
     expected = depthwise_conv3d(low.float().cpu(), weight.detach().bfloat16().float(), (1, 2, 2))
     torch.testing.assert_close(actual.float().cpu(), expected, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 10, 56])
+@pytest.mark.parametrize(("size", "step"), [(3, 4), (3, 8), (1, 2), (5, 8), (3, 3)])
+def test_positions_read_are_those_of_the_windows(length: int, size: int, step: int) -> None:
+    """Listed by hand; and a convolution with step ``size`` over them equals one over all positions."""
+    windows = [range(center - size // 2, center + size // 2 + 1) for center in range(0, length, step)]
+    expected = [place for window in windows for place in window if 0 <= place < length]
+    positions = positions_read(length, size, step, device=torch.device("cpu"))
+    assert positions.tolist() == expected
+    x, weight = torch.randn(1, 1, length), torch.randn(1, 1, size)
+    whole = torch.nn.functional.conv1d(x, weight, stride=step, padding=size // 2)
+    packed = torch.nn.functional.conv1d(x[..., positions], weight, stride=size, padding=size // 2)
+    torch.testing.assert_close(packed, whole, atol=1e-6, rtol=1e-6)  # sums of five float32 values
+
+
+@pytest.mark.parametrize(
+    ("stride", "expected"),
+    [((1, 4, 4), True), ((1, 3, 4), True), ((1, 3, 3), False), ((1, 2, 8), False), ((8, 1, 1), False)],
+)
+def test_gaps_are_those_between_windows_of_three(stride: Triple, expected: bool) -> None:
+    assert leaves_gaps((3, 3, 3), stride) == expected

@@ -62,17 +62,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None = None)
             first, q, k, v, codes = _in_autocast_type(relative.first, q, k, v, relative.codes)
             with torch.autocast(kind, enabled=False):
                 return relative_attention(kernel, first, q, k, v, relative.offsets, codes)
+    scores = len(q) * math.prod(q.shape[1:-1]) * k.shape[1]
+    blocked = kind == "cpu" and scores > _FEW_SCORES and current_kernels().attention == "blocked"
+    if relative is not None and blocked:
+        first, q, k, v, codes = _in_autocast_type(relative.first, q, k, v, relative.codes)
+        with torch.autocast(kind, enabled=False):
+            return _BlockedRelative.apply(first, q, k, v, codes, *relative.offsets)
     if relative is not None:
-        q, k = _widen_queries(relative.first, q, relative.offsets), _widen_keys(k, relative)
+        q, k = _widen_queries(relative.first, q, relative.offsets), _widen_keys(k, relative.codes)
     if kind != "cpu":
         return plain_attention(q, k, v)
     q, k, v = _in_autocast_type(q, k, v)
     with torch.autocast(kind, enabled=False):  # it would compute the softmax in float32
-        if q.shape[0] * q.shape[1] * q.shape[2] * k.shape[1] <= _FEW_SCORES:
+        if scores <= _FEW_SCORES:
             return _attention_at_once(q, k, v)
-        if current_kernels().attention == "fused":
-            return plain_attention(q, k, v)
-        return _blocked_attention(q, k, v)
+        return _blocked_attention(q, k, v) if blocked else plain_attention(q, k, v)
 
 
 def attention_weights(
@@ -107,7 +111,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, relative: Relative | None =
                 columns.append(torch.einsum(f"bthwmd,{axis}kd->bthwmk", q, offset.to(q.dtype)))
         wide = torch.cat(columns, dim=-1).flatten(1, 3)  # [B, t*h*w, M, d + keys]
         q = torch.cat([F.pad(first, (0, wide.shape[3] - first.shape[3])), wide], dim=1)
-        k = _widen_keys(k, relative)
+        k = _widen_keys(k, relative.codes)
     q, k, v = _in_autocast_type(q, k, v)
     # The fused kernels need the same width for all three, a multiple of 8.
     width = -(-max(q.shape[3], v.shape[3]) // 8) * 8
@@ -123,9 +127,9 @@ def _in_autocast_type(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tuple(x.to(torch.get_autocast_dtype(kind)) for x in tensors)
 
 
-def _widen_keys(k: Tensor, relative: Relative) -> Tensor:
+def _widen_keys(k: Tensor, codes: Tensor) -> Tensor:
     """Append the codes to keys [B, N", M, d]: [B, N", M, d + keys]."""
-    codes = relative.codes[:, None].expand(k.shape[0], -1, k.shape[2], -1)
+    codes = codes[:, None].expand(k.shape[0], -1, k.shape[2], -1)
     return torch.cat([k, codes], dim=-1)
 
 
@@ -144,38 +148,70 @@ class _WidenQueries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, rest: Tensor, *offsets: Tensor | None) -> Tensor:
         ctx.save_for_backward(rest, *offsets)
-        batch, prefix, heads, width = first.shape
-        lengths = [0 if offset is None else offset.shape[1] for offset in offsets]
-        wide = rest.new_empty(batch, prefix + math.prod(rest.shape[1:4]), heads, width + sum(lengths))
-        wide[:, :prefix, :, :width] = first
-        wide[:, :prefix, :, width:] = 0
-        body = wide[:, prefix:].unflatten(1, rest.shape[1:4])  # [B, t, h, w, M, d + keys]
-        body[..., :width] = rest
-        for axis, offset, columns in _bias_columns(offsets, width):
-            products = torch.bmm(_rows(rest, axis), _vectors(offset, axis, rest).transpose(1, 2))
-            if axis == 2:
-                products = products.transpose(0, 1)  # [B*t*h, w*M, keys]
-            body[..., columns] = products.reshape(*rest.shape[:5], -1)
-        return wide
+        return _widened(first, rest, offsets)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rest, *offsets = ctx.saved_tensors
-        width, prefix = rest.shape[5], grad.shape[1] - math.prod(rest.shape[1:4])
-        body = grad[:, prefix:].unflatten(1, rest.shape[1:4])  # [B, t, h, w, M, d + keys]
-        grad_rest = body[..., :width].contiguous()
-        grad_offsets: list[Tensor | None] = [None, None, None]
-        for axis, offset, columns in _bias_columns(offsets, width):
-            part = _rows(body[..., columns].contiguous(), axis)  # [n, rows, keys]
-            outer = torch.bmm(part.transpose(1, 2), _rows(rest, axis))  # [n, keys, d]
-            if axis == 2:
-                products = torch.bmm(part, _vectors(offset, axis, rest)).transpose(0, 1)  # [B*t*h, w*M, d]
-                grad_rest += products.reshape(rest.shape)
-                grad_offsets[axis] = outer.unflatten(0, (len(offset), -1)).sum(1, dtype=offset.dtype)
-            else:
-                _rows(grad_rest, axis).baddbmm_(part, _vectors(offset, axis, rest))
-                grad_offsets[axis] = outer.unflatten(0, (-1, len(offset))).sum(0, dtype=offset.dtype)
-        return grad[:, :prefix, :, :width], grad_rest, *grad_offsets
+        return _widened_gradients(grad, rest, offsets)
+
+
+class _BlockedRelative(torch.autograd.Function):
+    """:func:`_blocked_attention` of widened queries and keys; the backward pass widens them again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, first: Tensor, rest: Tensor, k: Tensor, v: Tensor, codes: Tensor, *offsets: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(first, rest, k, v, codes, *offsets)
+        return _blocked_attention(_widened(first, rest, offsets), _widen_keys(k, codes), v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        first, rest, k, v, codes, *offsets = ctx.saved_tensors
+        q = _widened(first, rest, offsets)
+        grad_q, grad_k, grad_v = _blocked_attention_backward(grad, q, _widen_keys(k, codes), v)
+        grad_first, grad_rest, *grad_offsets = _widened_gradients(grad_q, rest, offsets)
+        return grad_first, grad_rest, grad_k[..., : k.shape[3]], grad_v, None, *grad_offsets
+
+
+def _widened(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
+    batch, prefix, heads, width = first.shape
+    lengths = [0 if offset is None else offset.shape[1] for offset in offsets]
+    tokens = prefix + math.prod(rest.shape[1:4])
+    # The memory of each head is contiguous, as attention needs it.
+    wide = rest.new_empty(batch, heads, tokens, width + sum(lengths)).transpose(1, 2)
+    wide[:, :prefix, :, :width] = first
+    wide[:, :prefix, :, width:] = 0
+    body = wide[:, prefix:].unflatten(1, rest.shape[1:4])  # [B, t, h, w, M, d + keys]
+    body[..., :width] = rest
+    for axis, offset, columns in _bias_columns(offsets, width):
+        products = torch.bmm(_rows(rest, axis), _vectors(offset, axis, rest).transpose(1, 2))
+        if axis == 2:
+            products = products.transpose(0, 1)  # [B*t*h, w*M, keys]
+        body[..., columns] = products.reshape(*rest.shape[:5], -1)
+    return wide
+
+
+def _widened_gradients(
+    grad: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of the arguments of :func:`_widened` from that of its result."""
+    width, prefix = rest.shape[5], grad.shape[1] - math.prod(rest.shape[1:4])
+    body = grad[:, prefix:].unflatten(1, rest.shape[1:4])  # [B, t, h, w, M, d + keys]
+    grad_rest = body[..., :width].contiguous()
+    grad_offsets: list[Tensor | None] = [None, None, None]
+    for axis, offset, columns in _bias_columns(offsets, width):
+        part = _rows(body[..., columns].contiguous(), axis)  # [n, rows, keys]
+        outer = torch.bmm(part.transpose(1, 2), _rows(rest, axis))  # [n, keys, d]
+        if axis == 2:
+            products = torch.bmm(part, _vectors(offset, axis, rest)).transpose(0, 1)  # [B*t*h, w*M, d]
+            grad_rest += products.reshape(rest.shape)
+            grad_offsets[axis] = outer.unflatten(0, (len(offset), -1)).sum(1, dtype=offset.dtype)
+        else:
+            _rows(grad_rest, axis).baddbmm_(part, _vectors(offset, axis, rest))
+            grad_offsets[axis] = outer.unflatten(0, (-1, len(offset))).sum(0, dtype=offset.dtype)
+    return grad[:, :prefix, :, :width], grad_rest, *grad_offsets
 
 
 def _bias_columns(offsets: Sequence[Tensor | None], width: int) -> Iterator[tuple[int, Tensor, slice]]:
@@ -230,9 +266,10 @@ def _blocked_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, heads, _ = q.shape
-    grad_q = torch.empty_like(q, memory_format=torch.contiguous_format)
-    # Sums over blocks of queries are always in float32.
-    grad_k, grad_v = (x.new_zeros(x.shape, dtype=torch.promote_types(x.dtype, torch.float32)) for x in (k, v))
+    grad_q = q.new_empty(batch, heads, queries, q.shape[3]).transpose(1, 2)  # as :func:`_widened`
+    # Sums over blocks of queries are always in float32; the memory of each head is contiguous.
+    wide = torch.promote_types(k.dtype, torch.float32)
+    grad_k, grad_v = (x.new_zeros(batch, heads, x.shape[1], x.shape[3], dtype=wide) for x in (k, v))
     step = max(_SCORES_PER_BLOCK // k.shape[1], 1)
     for sample in range(batch):
         for head in range(heads):
@@ -241,12 +278,12 @@ def _blocked_attention_backward(
                 block = (sample, slice(start, start + step), head)
                 block_q, block_grad = q[block].contiguous(), grad[block].contiguous()
                 shares = product(block_q, keys).softmax(dim=-1)  # [rows, N"]
-                grad_v[sample, :, head] += outer_sum(shares, block_grad)
+                grad_v[sample, head] += outer_sum(shares, block_grad)
                 grad_shares = product(block_grad, values)
                 grad_scores = torch._softmax_backward_data(grad_shares, shares, -1, shares.dtype)
                 grad_q[block] = product(grad_scores, keys.t())
-                grad_k[sample, :, head] += outer_sum(grad_scores, block_q)
-    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype)
+                grad_k[sample, head] += outer_sum(grad_scores, block_q)
+    return grad_q, grad_k.transpose(1, 2).to(k.dtype), grad_v.transpose(1, 2).to(v.dtype)
 
 
 @_blocked_attention.register_fake
@@ -256,7 +293,9 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @_blocked_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    batch, queries, heads, width = q.shape
+    grad_q = q.new_empty(batch, heads, queries, width).transpose(1, 2)
+    return grad_q, k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

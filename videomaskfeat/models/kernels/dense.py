@@ -17,6 +17,7 @@ from torch.compiler import is_exporting
 
 from videomaskfeat.models.kernels.choice import current_kernels
 
+_ROWS_PER_BLOCK = 8192
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -62,7 +63,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, library: str) -> Tensor:
-    if _ONEDNN and library == "onednn" and a.dtype == torch.float32:
+    if _ONEDNN and library == "onednn" and a.dtype == torch.float32 and a.numel():
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
 
@@ -97,7 +98,8 @@ def _linear_backward(
 @torch.library.custom_op("videomaskfeat::gelu_linear", mutates_args=(), device_types="cpu")
 def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [n, D] before the activation; weight [D', D] may have a wider type than x and bias."""
-    return product(F.gelu(x), weight.to(x.dtype), bias)
+    weight = weight.to(x.dtype)
+    return join([product(F.gelu(x[rows]), weight, bias) for rows in row_blocks(x)])
 
 
 @torch.library.custom_op("videomaskfeat::gelu_linear_backward", mutates_args=(), device_types="cpu")
@@ -105,12 +107,33 @@ def _gelu_linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, needs_input: bool, needs_weight: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`_linear_backward`."""
-    grad_x, grad_weight = x.new_empty(0), weight.new_empty(0)
-    if needs_input:
-        grad_x = torch.ops.aten.gelu_backward(product(grad, weight.to(x.dtype).t()), x)
-    if needs_weight:
-        grad_weight = outer_sum(grad, F.gelu(x)).to(weight.dtype).contiguous()
-    return grad_x, grad_weight
+    grad_x = x.new_empty(x.shape if needs_input else 0)
+    grad_weights = []
+    narrow = weight.to(x.dtype)
+    for rows in row_blocks(x):
+        if needs_input:
+            grad_h = product(grad[rows], narrow.t())
+            torch.ops.aten.gelu_backward.grad_input(grad_h, x[rows], grad_input=grad_x[rows])
+        if needs_weight:
+            grad_weights.append(outer_sum(grad[rows], F.gelu(x[rows])))
+    return grad_x, sum_gradients(grad_weights, weight)
+
+
+def row_blocks(x: Tensor) -> list[slice]:
+    """Blocks of the rows of x [n, D] that bound the memory for intermediate values."""
+    return [slice(start, start + _ROWS_PER_BLOCK) for start in range(0, max(x.shape[0], 1), _ROWS_PER_BLOCK)]
+
+
+def sum_gradients(gradients: list[Tensor], like: Tensor) -> Tensor:
+    """The sum in the type of ``like``; an empty tensor for none."""
+    total = gradients[0].to(like.dtype).contiguous() if gradients else like.new_empty(0)
+    for gradient in gradients[1:]:
+        total += gradient
+    return total
+
+
+def join(blocks: list[Tensor]) -> Tensor:
+    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
 
 @_gelu_linear.register_fake

@@ -246,6 +246,24 @@ def _tap_pairs(grid: Stride, kernel: Stride, stride: Stride, *, device: torch.de
     return result.flatten(0, 1)
 
 
+def leaves_gaps(kernel: Stride, stride: Stride) -> bool:
+    """Whether windows do not overlap in space and leave rows or columns unread."""
+    return all(step >= size for step, size in zip(stride[1:], kernel[1:], strict=True)) and (
+        stride[1:] != kernel[1:]
+    )
+
+
+def positions_read(length: int, size: int, step: int, *, device: torch.device) -> Tensor:
+    """Positions of an axis in windows of ``size`` around every ``step``-th position, int64; size <= step.
+
+    A convolution with step ``size`` over these positions alone equals one with ``step`` over all.
+    """
+    centers = torch.arange(0, length, step, device=device)
+    windows = (centers[:, None] + torch.arange(size, device=device) - size // 2).flatten()
+    beyond = (length - 1) // step * step + size // 2 - (length - 1)
+    return windows[size // 2 : len(windows) - max(beyond, 0)]
+
+
 def _windows_lie_apart(weight: Tensor, stride: list[int]) -> bool:
     """Whether windows do not overlap in space and leave positions unread."""
     (_, step_h, step_w), (height, width) = stride, weight.shape[3:]

@@ -230,7 +230,10 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
                 last or _is_multiple(progress.step, options.evaluate_every)
             )
             save_due = last or _is_multiple(progress.step, options.milestone_every)
-            keep = 0 if evaluates or save_due else options.check_lag
+            # The loader draws the samples of an epoch at the start of the one before, without the records that
+            # have failed in earlier ones.
+            epoch_ends = progress.epoch_step == 0
+            keep = 0 if evaluates or save_due or epoch_ends else options.check_lag
             settled = steps.settle(keep=keep, write_newest=not evaluates)
             watch.end()
             stopping = settled.stopping

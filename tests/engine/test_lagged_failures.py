@@ -29,9 +29,7 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_with_failures(
     videos: Path, folder: Path, *, lag: int, steps: int, workers: int = 1, stop_at: int = 0
 ) -> list[tuple[int, Failure]]:
-    """Train on a list of which a record crashes its readers, with ``steps`` steps per epoch.
-
-    The record is in the last step of the first epoch.
+    """Train with ``steps`` steps per epoch; a record in the last step of the first epoch crashes its readers.
 
     ``stop_at``: number of the step in which a signal comes; 0: none.
 

@@ -124,13 +124,13 @@ def test_launching_a_step_never_waits(
     stay on the device.
     """
     act_as_on_a_device(monkeypatch)
-    made: list[Training[Any]] = []
-    monkeypatch.setattr(run_module, "train", made.append)
+    trainings: list[Training[Any]] = []
+    monkeypatch.setattr(run_module, "train", trainings.append)
     monkeypatch.setattr(steps_module, "_numbers_on", lambda device, own: torch.empty(len(own), device=device))
     monkeypatch.setattr(steps_module, "_for_host", lambda values: values)
     run = make_run(case, sample, tmp_path)
     run._loop()  # type: ignore[arg-type]
-    training = replace(made[0], options=replace(made[0].options, check_lag=1))
+    training = replace(trainings[0], options=replace(trainings[0].options, check_lag=1))
     steps = Steps(training, None)
     accumulate = training.options.accumulate
     with run.loader:

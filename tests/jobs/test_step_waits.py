@@ -73,6 +73,7 @@ FINETUNE = {
     "finetune of device crops": [*TINY_FINETUNE, *AUGMENT],
 }
 DETECT = {
+    "detect of device crops": [ON_DEVICE, "color.brightness=0.4"],
     "detect": [*CHANNELS, "loss.focusing=2", "loss.balance=0.5"],
     "detect poses": ["loss.name=poses", "loss.poses=[1,2]", "loss.balance=0.5"],
 }

@@ -430,6 +430,7 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
         augment=Augmentation(color=ColorJitter(**jitter)) if any(jitter.values()) else None,
         visible=config.boxes.visible,
         seed=config.run.seed,
+        uncropped=config.data.augment_on == "device",
     )
     return ClipLoader(dataset, **loader_options(config))
 

@@ -78,7 +78,7 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
     """All parts in their order.
 
     The durations are estimates until a GPU has run them: 10 s to start a process, 60 s to compile MViTv2-S
-    and 40 s a ViT, a quarter of the clips per second of `benchmarks/floors.py` in bf16, 50 TFLOP/s in fp32,
+    and 40 s to compile ViT-B, a quarter of the clips per second of `benchmarks/floors.py` in bf16, 50 TFLOP/s in fp32,
     and a baseline that takes three times as long as ours.
     """
     flags = ["--device", device, *(["--dry"] if dry else [])]
@@ -95,7 +95,7 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
     # The wheels of gpu.sh have no room for it.
     videomae = ["videomae"] if importlib.util.find_spec("transformers") else []
     tests = ["-m", "pytest", "-q", "-m", "cuda", "-rfE", "-p", "no:cacheprovider", *files_of_cuda_tests()]
-    parts = [
+    programs = [
         Part(TESTS, tests, 150, 130),
         pretraining("mvitv2_s", 150, 90, "--graphs"),  # 200 steps; the graphs use what time is left
         pretraining("mae_vit_b", 90, 70, *([] if dry else ["--steps", "100"])),
@@ -105,7 +105,7 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
         benchmark("finetune_step", 60, 35),
         benchmark("targets", 60, 40),
     ]
-    return [replace(part, needed=0.0) for part in parts] if dry else parts
+    return [replace(part, needed=0.0) for part in programs] if dry else programs
 
 
 def files_of_cuda_tests() -> list[str]:

@@ -129,7 +129,7 @@ def test_all_parts_fit_into_the_time_by_calculation(tmp_path: Path) -> None:
 
 
 def test_script_ends_in_its_time(tmp_path: Path) -> None:
-    """15 seconds, of which 10 are for its end; the part takes longer than the rest."""
+    """15 seconds; 10 of them are for its end, and the part takes longer than the rest."""
     started = time.monotonic()
     done = run_script("--dry", "--only", "step", "--minutes", "0.25", "--out", str(tmp_path))
     assert time.monotonic() - started < 15

@@ -78,8 +78,8 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
     """All parts in their order.
 
     The durations are estimates until a GPU has run them: 10 s to start a process, 60 s to compile MViTv2-S
-    and 40 s to compile ViT-B, a quarter of the clips per second of `benchmarks/floors.py` in bf16, 50 TFLOP/s in fp32,
-    and a baseline that takes three times as long as ours.
+    and 40 s to compile ViT-B, a quarter of the clips per second of `benchmarks/floors.py` in bf16, 50 TFLOP/s
+    in fp32, and a baseline that takes three times as long as ours.
     """
     flags = ["--device", device, *(["--dry"] if dry else [])]
 

@@ -266,7 +266,7 @@ def test_signal_before_the_start_ends_the_ranks(
 
 SCONTROL = """#!/bin/sh
 echo "$@" >> {record}
-[ "$1 $2" = "show job" ] && echo "JobId=7 JobState={state} StartTime=2026-01-02T08:00:00 PreemptTime={preempted}"
+[ "$1" = show ] && echo "JobId=7 JobState={state} StartTime=2026-01-02T08:00:00 PreemptTime={preempted}"
 exit {code}
 """
 

@@ -281,6 +281,7 @@ def main() -> int:
         if not (content["loss_fell"] or options.dry):
             content["error"] = "the loss did not fall"
         if options.graphs:
+            write_json(options.out, content)  # the script may run out of time
             content["cuda_graphs"] = pretrain_with_graphs(options.model, dry=options.dry)
     except (RunFailed, UserError, RuntimeError) as error:
         content["error"] = f"{type(error).__name__}: {error}"

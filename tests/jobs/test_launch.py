@@ -279,7 +279,7 @@ exit {code}
         ("RUNNING", "2026-01-02T09:00:00", 1, 0, ["show"], True),  # the first node requeues the job
         ("RUNNING", "2026-01-01T09:00:00", 0, 0, ["show"], True),  # preempted before its last start
         ("RUNNING", "None", 0, 0, ["show"], True),
-        ("CANCELLED", "2026-01-02T09:00:00", 0, 0, ["show"], False),
+        ("COMPLETING", "2026-01-02T09:00:00", 0, 0, ["show"], False),
         ("RUNNING", "2026-01-02T09:00:00", 0, 1, ["show"], True),  # SLURM does not answer
     ],
 )

@@ -155,7 +155,7 @@ class _Head:
     port: int
     lost: bool = False
     _answered: float = field(default_factory=time.monotonic, init=False)
-    _asked: float = field(default_factory=time.monotonic, init=False)
+    _checked: float = field(default_factory=time.monotonic, init=False)
 
     @classmethod
     def of_cluster(cls, ray: Any, address: str) -> _Head:
@@ -166,12 +166,12 @@ class _Head:
 
     def check(self, address: str) -> None:
         """Raise RunFailed if no connection was possible for some time."""
-        if not self.host or time.monotonic() - self._asked < _HEAD_POLL_SECONDS:
+        if not self.host or time.monotonic() - self._checked < _HEAD_POLL_SECONDS:
             return
-        self._asked = time.monotonic()
+        self._checked = time.monotonic()
         try:
             socket.create_connection((self.host, self.port), timeout=_CONNECT_SECONDS).close()
-            self._answered = self._asked
+            self._answered = self._checked
         except OSError as error:
             if time.monotonic() - self._answered < _HEAD_SECONDS:
                 return

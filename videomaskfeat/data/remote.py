@@ -169,7 +169,7 @@ def _file_system(url: str) -> Any:
         raise UserError(f"{url}: cannot read {scheme}://; use http://, https://, s3:// or gs://")
     for name in ("gcsfs", "s3fs", "aiobotocore", "botocore"):  # they log what they raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    # Otherwise gcsfs asks for the kind of the bucket over gRPC before each read, and waits 60 seconds for
+    # Otherwise gcsfs requests the kind of the bucket over gRPC before each read, and waits 60 seconds for
     # that answer if a firewall passes HTTPS only.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     _import(_OBJECT_STORES[scheme])

@@ -291,7 +291,7 @@ class NodeTask:
 def _job_state(job: str) -> str:
     """Whether a job is running, running in the grace time of a preemption, or ends (empty).
 
-    A job of this machine counts as running, and so does one of which SLURM reports no state.
+    A job of this machine counts as running, and so does one without a state.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") == "local":
         return _RUNNING

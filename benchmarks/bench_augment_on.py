@@ -46,7 +46,7 @@ def run(*, device: str, dry: bool = False) -> list[Row]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "list.csv"
             path.write_text(f"{folder}/video.mp4 0\n", encoding="utf-8")
-            sides = {
+            sides: dict[str, dict[str, VideoClips[Any, Any]]] = {
                 "pre-training": {way: _pretraining(path, way) for way in WAYS},
                 "fine-tuning": {way: _finetuning(path, way) for way in WAYS},
             }

@@ -27,9 +27,9 @@ from tests.reference.randaugment import pillow_change
 from videomaskfeat.data.augment import Augmentation, RandAugment, RandomErasing
 from videomaskfeat.data.clips import SampleKey, sample_generator
 from videomaskfeat.data.formats import load_records
-from videomaskfeat.data.labeled_clips import DrawnAugmentation, LabeledClips
+from videomaskfeat.data.labeled_clips import LabeledClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop
-from videomaskfeat.data.uncut import ClipChange
+from videomaskfeat.data.uncropped import ClipChange, DrawnAugmentation
 from videomaskfeat.mp4 import write_mp4
 
 HEIGHT, WIDTH = 256, 340

@@ -1,9 +1,11 @@
 """All tests and benchmarks that need a GPU: `benchmarks/gpu.sh` sets up the packages and starts this script.
 
 The parts run in sequence, the most important first: the `cuda` tests, two pre-trainings, benchmarks. Each
-part is a process with a time limit. A part that fails or exceeds its limit does not stop the others; the exit
-code and the final table report it. Every part except the tests writes a JSON file. `gpu_summary.json`
-contains the numbers of tests and the status and output of all parts; it is written again after each part.
+part is a process with a time limit, and the script has one for all. A part that fails or exceeds its limit
+does not stop the others, and leaves later parts the time that they need. A part without enough time is not
+started. The exit code and the final table report all of this. Every part except the tests writes a JSON file.
+`gpu_summary.json` contains the numbers of tests and the status and output of all parts; it is written again
+after each part.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +29,10 @@ from benchmarks.harness import ROOT, machine, now, other_load, write_json
 TESTS = "tests"
 SAVED_OUTPUT = 20_000  # characters from the end of a part's output in the summary
 SHOWN_OUTPUT = 3_000  # characters of a failed part's output on the console
-Status = Literal["passed", "failed", "timed out", "not run"]
+END_SECONDS = 10.0
+"""Time of the script for ending the last part (3 s for each of two signals) and writing the summary."""
+ENOUGH = 0.8  # of the time that a part needs by estimate
+Status = Literal["passed", "failed", "timed out", "cut", "not run"]
 
 
 @dataclass(frozen=True)
@@ -38,11 +43,13 @@ class Part:
         name: name of the part; every part except the tests writes gpu_<name>.json.
         command: arguments of Python.
         seconds: time limit.
+        needed: estimated duration; with less than 0.8 of it left, the part is not started.
     """
 
     name: str
     command: Sequence[str]
     seconds: float
+    needed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class Outcome:
 
     Attributes:
         part: name of the part.
-        status: result; "not run" if there was no time left.
+        status: result; "timed out" at its own limit, "cut" at that of the script; "not run" if too little
+            time was left.
         seconds: duration.
         limit: time limit in seconds.
         exit_code: exit code; None after a timeout.
@@ -67,31 +75,37 @@ class Outcome:
 
 
 def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
-    """All parts in their order."""
+    """All parts in their order.
+
+    The durations are estimates until a GPU has run them: 10 s to start a process, 60 s to compile MViTv2-S
+    and 40 s to compile ViT-B, a quarter of the clips per second of `benchmarks/floors.py` in bf16, 50 TFLOP/s
+    in fp32, and a baseline that takes three times as long as ours.
+    """
     flags = ["--device", device, *(["--dry"] if dry else [])]
 
-    def pretraining(name: str, seconds: float, *options: str) -> Part:
+    def pretraining(name: str, seconds: float, needed: float, *options: str) -> Part:
         file = f"pretrain_{name}"
         command = ["-m", "benchmarks.pretrain_in_memory", name, "--out", str(out / f"gpu_{file}.json")]
-        return Part(file, [*command, *flags, *options], seconds)
+        return Part(file, [*command, *flags, *options], seconds, needed)
 
-    def benchmark(name: str, seconds: float, *benchmarks: str) -> Part:
+    def benchmark(name: str, seconds: float, needed: float, *benchmarks: str) -> Part:
         command = ["benchmarks/run.py", *(benchmarks or (name,)), "--out", str(out / f"gpu_{name}.json")]
-        return Part(name, [*command, *flags], seconds)
+        return Part(name, [*command, *flags], seconds, needed)
 
     # The wheels of gpu.sh have no room for it.
     videomae = ["videomae"] if importlib.util.find_spec("transformers") else []
     tests = ["-m", "pytest", "-q", "-m", "cuda", "-rfE", "-p", "no:cacheprovider", *files_of_cuda_tests()]
-    return [
-        Part(TESTS, tests, 150),
-        pretraining("mvitv2_s", 180, "--graphs"),
-        pretraining("mae_vit_b", 100),
-        benchmark("step", 90),
-        benchmark("mae_step", 90, "mae_step", *videomae),
-        benchmark("kernels", 60, "hog", "attention", "roi_align"),
-        benchmark("finetune_step", 60),
-        benchmark("targets", 120),
+    programs = [
+        Part(TESTS, tests, 150, 140),
+        pretraining("mvitv2_s", 150, 90, "--graphs"),  # 200 steps; the graphs use what time is left
+        pretraining("mae_vit_b", 90, 60, *([] if dry else ["--steps", "60"])),
+        benchmark("step", 60, 35),
+        benchmark("mae_step", 60, 30, "mae_step", *videomae),
+        benchmark("kernels", 60, 40, "hog", "attention", "roi_align", "augment_on"),
+        benchmark("finetune_step", 60, 35),
+        benchmark("targets", 60, 40),
     ]
+    return [replace(part, needed=0.0) for part in programs] if dry else programs
 
 
 def files_of_cuda_tests() -> list[str]:
@@ -165,13 +179,15 @@ def main() -> int:
         "--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the results"
     )
     parser.add_argument("--only", nargs="+", metavar="PART", help="parts to run (default: all)")
-    parser.add_argument("--minutes", type=float, default=7.5, help="time limit of all parts together")
+    parser.add_argument("--minutes", type=float, default=8.0, help="time limit of the script")
+    parser.add_argument("--started", type=float, help="start of the script, in seconds since 1970")
     parser.add_argument("--part-seconds", type=float, help="time limit of each part, in seconds")
     parser.add_argument(
         "--dry", action="store_true", help="tiny inputs on the CPU; the results have no meaning"
     )
     options = parser.parse_args()
-    deadline = time.monotonic() + 60 * options.minutes
+    elapsed = 0.0 if options.started is None else max(time.time() - options.started, 0.0)
+    deadline = time.monotonic() + 60 * options.minutes - elapsed - END_SECONDS
     out = options.out.resolve()
     programs = list_parts(out, device="cpu" if options.dry else "cuda", dry=options.dry)
     unknown = set(options.only or ()) - {part.name for part in programs}
@@ -198,13 +214,20 @@ def run_parts(
         "machine": {**machine(device), **other_load(device)},
     }
     outcomes: list[Outcome] = []
-    for part in programs:
-        limit = min(part_seconds or part.seconds, deadline - time.monotonic())
-        if limit < 1:
-            outcomes.append(Outcome(part.name, "not run", 0.0, 0.0, None, ""))
+    for number, part in enumerate(programs):
+        left = deadline - time.monotonic()
+        needed, longest = (0.0, part_seconds) if part_seconds else (part.needed, part.seconds)
+        if left < max(ENOUGH * needed, 1.0):
+            text = f"{max(left, 0):.0f} s are left, and {part.name} needs about {needed:.0f} s\n"
+            outcomes.append(Outcome(part.name, "not run", 0.0, 0.0, None, text))
         else:
+            later = 0.0 if part_seconds else sum(one.needed for one in programs[number + 1 :])
+            limit = min(longest, left, max(needed, left - later))
             print(f"{part.name} (at most {limit:.0f} s) ...", flush=True)
-            outcomes.append(run_part(part, limit=limit, environment=environment))
+            outcome = run_part(part, limit=limit, environment=environment)
+            if outcome.status == "timed out" and limit < longest:
+                outcome = replace(outcome, status="cut")
+            outcomes.append(outcome)
         last = outcomes[-1]
         print(f"{part.name}: {last.status} after {last.seconds} s", flush=True)
         if last.status != "passed":
@@ -213,6 +236,8 @@ def run_parts(
             about["tests"] = summarize_tests(last.output)
         write_json(out / "gpu_summary.json", {**about, "parts": [asdict(one) for one in outcomes]})
     print(table(outcomes), flush=True)
+    if missing := [one.part for one in outcomes if one.status in ("cut", "not run")]:
+        print(f"out of time; run the rest with --only {' '.join(missing)}", flush=True)
     return 0 if all(one.status == "passed" for one in outcomes) else 1
 
 

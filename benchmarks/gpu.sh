@@ -8,6 +8,7 @@
 #   benchmarks/gpu.sh --prepare DIR [PYTHON_VERSION]
 #       downloads those wheels on a machine with a network, for Python 3.12 on x86-64 unless told otherwise.
 set -euo pipefail
+started=$(date +%s)
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 # Import name = package. The machine is expected to have torch, triton, numpy, opencv, matplotlib and safetensors.
@@ -89,4 +90,4 @@ elif [ -n "$missing" ]; then
   echo "gpu.sh: missing packages: $missing; give a folder of wheels with --wheels" >&2
   exit 2
 fi
-"$python" -m benchmarks.gpu ${arguments[@]+"${arguments[@]}"}
+"$python" -m benchmarks.gpu --started "$started" ${arguments[@]+"${arguments[@]}"}

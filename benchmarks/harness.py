@@ -73,7 +73,7 @@ class Size:
 
 SIZES = {
     "cpu": Size(2, (16, 224, 224), 16, 5),
-    "cuda": Size(16, (16, 224, 224), 16, 30),  # two clips would measure how fast Python starts kernels
+    "cuda": Size(16, (16, 224, 224), 16, 15),  # two clips would measure how fast Python starts kernels
     "dry": Size(1, (4, 64, 64), 4, 1, ("fp32",)),
 }
 

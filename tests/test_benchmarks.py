@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from benchmarks import bench_pyslowfast, bench_videomae, comparison, learning, run
-from benchmarks.gpu import Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
+from benchmarks.gpu import END_SECONDS, Part, files_of_cuda_tests, list_parts, run_parts, summarize_tests
 from benchmarks.pretrain_in_memory import (
     CASES,
     MemoryLoader,
@@ -95,14 +96,47 @@ def test_failing_part_is_named_and_the_others_still_run(
     assert not is_running(int(started.read_text()))  # the children of the part are ended, too
 
 
-def test_parts_past_the_deadline_do_not_run(tmp_path: Path) -> None:
+def test_parts_past_the_deadline_do_not_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     programs = [python_part("first", "import time; time.sleep(60)"), python_part("second", "")]
     assert run_parts(programs, tmp_path, deadline=time.monotonic() + 2, part_seconds=None, dry=True) == 1
     summary = read(tmp_path / "gpu_summary.json")
     assert [(one["part"], one["status"]) for one in summary["parts"]] == [
-        ("first", "timed out"),
+        ("first", "cut"),
         ("second", "not run"),
     ]
+    assert capsys.readouterr().out.endswith(
+        "0 of 2 parts passed\nout of time; run the rest with --only first second\n"
+    )
+
+
+def test_part_leaves_later_ones_their_time_and_is_not_started_without_its_own(tmp_path: Path) -> None:
+    sleeping = ["-c", "import time; time.sleep(60)"]
+    programs = [Part("first", sleeping, seconds=60, needed=2), Part("second", ["-c", ""], 60, 4)]
+    assert run_parts(programs, tmp_path, deadline=time.monotonic() + 8, part_seconds=None, dry=True) == 1
+    first, second = read(tmp_path / "gpu_summary.json")["parts"]
+    assert (first["status"], second["status"]) == ("cut", "passed")
+    assert 2 <= first["limit"] <= 4  # 8 without the start of the run and the 4 of the second
+    programs = [Part("long", sleeping, seconds=80, needed=60), Part("short", ["-c", ""], 60, 1)]
+    assert run_parts(programs, tmp_path, deadline=time.monotonic() + 6, part_seconds=None, dry=True) == 1
+    long, short = read(tmp_path / "gpu_summary.json")["parts"]
+    assert (long["status"], short["status"]) == ("not run", "passed")
+    assert re.fullmatch(r"\d s are left, and long needs about 60 s\n", long["output"])
+
+
+def test_all_parts_fit_into_the_time_by_calculation(tmp_path: Path) -> None:
+    programs = list_parts(tmp_path, device="cuda", dry=False)
+    assert sum(part.needed for part in programs) <= 8 * 60 - END_SECONDS
+    assert all(0 < part.needed <= part.seconds for part in programs)
+
+
+def test_script_ends_in_its_time(tmp_path: Path) -> None:
+    """15 seconds; 10 of them are for its end, and the part takes longer than the rest."""
+    started = time.monotonic()
+    done = run_script("--dry", "--only", "step", "--minutes", "0.25", "--out", str(tmp_path))
+    assert time.monotonic() - started < 15
+    assert done.returncode == 1
+    assert "step                 cut" in done.stdout
+    assert done.stdout.endswith("out of time; run the rest with --only step\n")
 
 
 def test_parts_are_in_order_of_importance(tmp_path: Path) -> None:
@@ -212,6 +246,12 @@ def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
     assert first == list(loader.epoch(0)) != second
     assert sorted(first) == sorted(second)
     assert list(loader.epoch(1, 7)) == second[7:]
+    twice: Any = MemoryLoader([f"batch {i}" for i in range(20)], passes=2)  # type: ignore[misc]
+    batches = list(twice.epoch(0))
+    assert len(batches) == twice.batches_per_epoch == 40
+    assert sorted(batches[:20]) == sorted(batches[20:]) == sorted(first)
+    assert batches[:20] != batches[20:]
+    assert list(twice.epoch(0, 23)) == batches[23:]
 
 
 @pytest.mark.parametrize("run", ["mae", "ibot"])

@@ -300,7 +300,9 @@ def denormalize(
 def _by_channel(values: ChannelValues | Sequence[float], pixels: Tensor) -> float | Tensor:
     if isinstance(values, int | float):
         return values
-    return torch.tensor(values, dtype=pixels.dtype, device=pixels.device).view(-1, 1, 1, 1)
+    # Filled on the device: the host would wait for a copy of the list.
+    channels = [torch.full((), value, dtype=pixels.dtype, device=pixels.device) for value in values]
+    return torch.stack(channels).view(-1, 1, 1, 1)
 
 
 def clip_of(fields: Any) -> ClipRecipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ from videomaskfeat.data.transforms import (
     UniformCrop,
     WholeFrame,
 )
+from videomaskfeat.data.uncropped import UncroppedClips
 from videomaskfeat.data.video import MemoryReader
 from videomaskfeat.errors import UserError
 from videomaskfeat.mp4 import write_mp4
@@ -150,6 +152,32 @@ def test_boxes_still_frame_what_is_drawn(drawn: AvaData, transform: ClipTransfor
                 assert np.abs(box - extent).max() <= 4, (epoch, index, box, extent)
                 seen += 1
     assert seen > 24
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+@pytest.mark.parametrize("transform", CROPS, ids=str)
+def test_clips_of_the_device_have_the_boxes_and_pixels_of_workers(
+    drawn: AvaData, transform: ClipTransform, augmented: bool
+) -> None:
+    """Pixels to a level per operation: one crop, and three changes of colors that enlarge a difference."""
+    color = ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2) if augmented else None
+    arguments: dict[str, Any] = {
+        "transform": transform,
+        "augment": Augmentation(color=color) if color else None,
+        "samples_per_video": 2,
+    }
+    device, workers = (make_actions(*drawn, uncropped=one, **arguments) for one in (True, False))
+    keys = [SampleKey(epoch, index) for epoch in range(3) for index in range(2)]
+    batch, expected = (one.collate([one[key] for key in keys]) for one in (device, workers))
+    assert isinstance(batch.clips, UncroppedClips)
+    assert torch.equal(batch.boxes, expected.boxes)
+    assert torch.equal(batch.labels, expected.labels)
+    assert torch.equal(batch.index, expected.index)
+    clips = batch.to("cpu").clips
+    assert clips.shape == expected.clips.shape
+    apart = (clips.int() - expected.clips.int()).abs()
+    assert apart.max() <= (6 if augmented else 1)
+    assert apart.float().mean() < 0.5
 
 
 def test_clip_is_the_frames_around_the_key_frame(ava_data: AvaData) -> None:

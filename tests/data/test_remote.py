@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -263,6 +266,31 @@ def test_silent_object_stores_are_named_in_time(
     assert message.startswith(f"videomaskfeat check-data: {store}://bucket/index.json: cannot be read (")
     assert message.endswith("; check the address and the network\n")
     assert message.count("\n") == 1, message
+
+
+@needs_s3
+def test_missing_google_bucket_is_one_line(server: Server) -> None:
+    """In a process of its own, since gcsfs chooses and logs its way of access when it is imported."""
+    pytest.importorskip("gcsfs")
+    program = (
+        "import sys; from videomaskfeat.cli import main; code = main(['check-data', 'gs://none/index.json']);"
+        " print(code, 'gcsfs.extended_gcsfs' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+            "STORAGE_EMULATOR_HOST": server.url,
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "2 False\n"
+    assert done.stderr == (
+        "videomaskfeat check-data: gs://none/index.json: no such file or bucket; check the address\n"
+    )
 
 
 @needs_s3

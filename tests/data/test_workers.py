@@ -338,6 +338,22 @@ def _count_failures(batches: list[PretrainBatch]) -> int:
     return sum(failure.index == 3 for batch in batches for failure in batch.failures)
 
 
+def _variable(name: str) -> str:
+    return os.environ.get(name, "")
+
+
+def test_workers_see_variables_that_are_set_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as credentials that a notebook sets after its first loader, which started the fork server."""
+    monkeypatch.setenv("FIRST_VARIABLE", "1")
+    assert list(call_in_workers(_variable, [("FIRST_VARIABLE",)], workers=1)) == ["1"]
+    monkeypatch.delenv("FIRST_VARIABLE")
+    monkeypatch.setenv("SECOND_VARIABLE", "2")
+    assert list(call_in_workers(_variable, [("FIRST_VARIABLE",), ("SECOND_VARIABLE",)], workers=1)) == [
+        "",
+        "2",
+    ]
+
+
 @pytest.mark.parametrize(
     ("deed", "cause"),
     [("abort", "the decoder crashed (SIGABRT)"), ("hang", "not read within 0.5 seconds")],

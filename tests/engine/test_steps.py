@@ -149,21 +149,21 @@ def test_run_is_interrupted_and_resumed_with_lag(tmp_path: Path) -> None:
     train_toy(tmp_path / "whole")
 
     def terminate(number: int) -> None:
-        if number == 10:
+        if number == 4:
             os.kill(os.getpid(), signal.SIGTERM)
 
     result = train_toy(tmp_path / "run", before_forward=terminate, check_lag=1)
-    # The signal comes in step 6 and is seen when step 7 has been launched.
-    assert (result.status, result.progress.step) == ("interrupted", 7)
+    # The signal comes in step 3 and is seen when step 4 has been launched.
+    assert (result.status, result.progress.step) == ("interrupted", 4)
     waiting = TroubledLoader(accumulate=2, at=5, trouble=signal.SIGTERM)
     result = train_toy(tmp_path / "run", loader=waiting, check_lag=1)
-    assert (result.status, result.progress.step, result.metrics["step"]) == ("interrupted", 9, 9)
+    assert (result.status, result.progress.step, result.metrics["step"]) == ("interrupted", 6, 6)
     failing = TroubledLoader(accumulate=2, at=5, trouble=RunFailed("no more videos"))
     with pytest.raises(RunFailed, match="no more videos"):
         train_toy(tmp_path / "run", loader=failing, check_lag=1)
-    state = final_state(tmp_path / "run", step=11)["progress"]
+    state = final_state(tmp_path / "run", step=8)["progress"]
     # The position of the loader is that of the batches in the weights, not of those read ahead.
-    assert (state["step"], state["epoch"], state["epoch_step"], state["samples"]) == (11, 1, 5, 88)
+    assert (state["step"], state["epoch"], state["epoch_step"], state["samples"]) == (8, 1, 2, 64)
     train_toy(tmp_path / "run", check_lag=1)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 

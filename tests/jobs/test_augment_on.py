@@ -12,7 +12,7 @@ import pytest
 import simplejson
 import torch
 
-from videomaskfeat.data.uncut import UncutClips
+from videomaskfeat.data.uncropped import UncroppedClips
 from videomaskfeat.jobs import plan
 from videomaskfeat.jobs.finetune import FinetuneRun
 from videomaskfeat.jobs.pretrain import PretrainRun
@@ -81,10 +81,19 @@ def test_run_is_not_resumed_with_clips_of_the_other_kind(train: Train) -> None:
     assert_refused(train("pretrain", "run", ON_DEVICE), "data.augment_on", verb="pretrain")
 
 
-def test_detection_crops_on_workers_only(tmp_path: Path, verb: Verb) -> None:
+def test_detection_learns_from_clips_of_the_device_as_from_those_of_workers(
+    tmp_path: Path, verb: Verb
+) -> None:
+    """Pixels differ by a level, which changes the first loss, before any training, by less than 1 %."""
     actions = make_action_set(tmp_path)
-    code, _, err = verb("detect-train", *actions.overrides(tmp_path / "run"), ON_DEVICE)
-    assert_refused((code, err), "data.augment_on 'device' is unknown; choose from workers", verb="detect")
+    losses = {}
+    for where in ("workers", "device"):
+        words = [*actions.overrides(tmp_path / where), f"data.augment_on={where}", "color.brightness=0.4"]
+        code, _, err = verb("detect-train", *words, "data.workers=1")
+        assert code == 0, err
+        losses[where] = rows(tmp_path / where)[0]["loss"]
+    assert losses["device"] != losses["workers"]
+    assert losses["device"] == pytest.approx(losses["workers"], rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["pretrain", "finetune"])
@@ -107,13 +116,23 @@ def test_stage_of_the_device_is_measured(name: str, sample: Path, tmp_path: Path
     assert printed["device"] == pytest.approx(1e3 * seconds["device"], abs=6e-4)
 
 
+def test_stage_of_the_device_is_measured_in_detection(tmp_path: Path, verb: Verb) -> None:
+    yaml, figures = tmp_path / "config.yaml", tmp_path / "figures.json"
+    yaml.write_text("color: {brightness: 0.4}\n")
+    words = [*make_action_set(tmp_path).overrides(tmp_path / "run"), ON_DEVICE]
+    code, _, err = verb("bench-data", "--config", yaml, *words, "--clips", "6", "--out", f"{figures}")
+    assert code == 0, err
+    seconds = simplejson.loads(figures.read_text())["seconds_per_clip"]
+    assert seconds["device"] > 0 == seconds["resize"]
+
+
 def test_stage_of_the_device_is_counted_once_in_a_step(
     sample: Path, tmp_path: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`plan` moves a batch to the device within a step, so its step contains the stage."""
-    apply, make_plan, plans = UncutClips.apply, plan.plan_training, list[plan.TrainingPlan]()
+    apply, make_plan, plans = UncroppedClips.apply, plan.plan_training, list[plan.TrainingPlan]()
 
-    def apply_slowly(clips: UncutClips) -> torch.Tensor:
+    def apply_slowly(clips: UncroppedClips) -> torch.Tensor:
         time.sleep(0.2)
         return apply(clips)
 
@@ -121,7 +140,7 @@ def test_stage_of_the_device_is_counted_once_in_a_step(
         plans.append(make_plan(*arguments))
         return plans[0]
 
-    monkeypatch.setattr(UncutClips, "apply", apply_slowly)
+    monkeypatch.setattr(UncroppedClips, "apply", apply_slowly)
     monkeypatch.setattr(plan, "plan_training", note_plan)
     yaml, figures = tmp_path / "config.yaml", tmp_path / "figures.json"
     yaml.write_text("mask: {ratio: 0.4}\n")

@@ -427,8 +427,7 @@ def test_loss_is_the_one_that_is_asked_for(config_of: Any) -> None:
 
     assert torch.equal(loss_of(), binary_cross_entropy(logits, labels))
     assert torch.equal(loss_of("loss.focusing=2"), binary_cross_entropy(logits, labels, focusing=2.0))
-    poses = torch.tensor([True, True, False, False])
-    expected = pose_cross_entropy(logits, labels, poses)
+    expected = pose_cross_entropy(logits, labels, torch.tensor([0, 1]))
     assert torch.equal(loss_of("loss.name=poses", "loss.poses=[1,2]"), expected)
     weights = class_weights(read_lists(config_of()).train.labels, power=0.5)
     expected = binary_cross_entropy(logits, labels, class_weights=weights)

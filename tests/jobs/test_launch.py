@@ -264,6 +264,60 @@ def test_signal_before_the_start_ends_the_ranks(
         signal.signal(signal.SIGTERM, earlier)
 
 
+SCONTROL = """#!/bin/sh
+echo "$@" >> {record}
+[ "$1" = show ] && echo "JobId=7 JobState={state} StartTime=2026-01-02T08:00:00 PreemptTime={preempted}"
+exit {code}
+"""
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("state", "preempted", "node", "code", "commands", "waits"),
+    [
+        ("RUNNING", "2026-01-02T09:00:00", 0, 0, ["show", "requeue"], False),  # in its grace time
+        ("RUNNING", "2026-01-02T09:00:00", 1, 0, ["show"], True),  # the first node requeues the job
+        ("RUNNING", "2026-01-01T09:00:00", 0, 0, ["show"], True),  # preempted before its last start
+        ("RUNNING", "None", 0, 0, ["show"], True),
+        ("COMPLETING", "2026-01-02T09:00:00", 0, 0, ["show"], False),
+        ("RUNNING", "2026-01-02T09:00:00", 0, 1, ["show"], True),  # SLURM does not answer
+    ],
+)
+def test_preempted_job_is_requeued_in_its_grace_time(
+    state: str,
+    preempted: str,
+    node: int,
+    code: int,
+    commands: list[str],
+    waits: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record = tmp_path / "commands"
+    script = tmp_path / "scontrol"
+    script.write_text(SCONTROL.format(record=record, state=state, preempted=preempted, code=code))
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    environment = SimpleNamespace(hostnames=["localhost"], job_id="7", node=node)
+    submitit = SimpleNamespace(JobEnvironment=lambda: environment)
+    monkeypatch.setattr(jobs_launch, "_import_submitit", lambda: submitit)
+    monkeypatch.setattr(jobs_launch, "_REQUEUE_SECONDS", 0.125)
+    monkeypatch.setattr(NodeTask, "arguments", lambda *_: ["true"])
+    monkeypatch.setattr(NodeTask, "_start", lambda task, _: task._note_termination(signal.SIGTERM, None))
+    monkeypatch.setattr(NodeTask, "_wait", lambda _: None)
+    slept: list[float] = []
+    monkeypatch.setattr(jobs_launch.time, "sleep", slept.append)
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RunFailed, match="stopped by SIGTERM; finished work is kept"):
+            NodeTask(("pretrain",), nodes=2, processes=1, save_seconds=1, restarts=0)()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+    assert [line.split()[0] for line in record.read_text().splitlines()] == commands
+    assert (0.125 in slept) == waits
+
+
 def _refused(verb: Verb, words: str, *arguments: str) -> None:
     code, _, err = verb("launch", *arguments)
     assert code == 2

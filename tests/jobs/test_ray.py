@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -270,6 +271,61 @@ def test_addresses_that_do_not_answer_are_refused_in_one_line(
         assert time.monotonic() - started < 40  # with the import of Ray on a busy machine
     assert (code, err.count("videomaskfeat check-data: ")) == (2, 1)
     assert f"no Ray cluster answers at {place} (no answer of Ray within 5 seconds)" in err
+
+
+def test_head_counts_as_lost_after_some_time_without_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_HEAD_POLL_SECONDS", 0.0)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        head = cluster._Head(*server.getsockname()[:2])
+        monkeypatch.setattr(cluster, "_HEAD_SECONDS", 0.0)
+        head.check("head:6379")  # it answers
+    monkeypatch.setattr(cluster, "_HEAD_SECONDS", 60.0)
+    head.check("head:6379")  # no longer, but not for long
+    assert not head.lost
+    monkeypatch.setattr(cluster, "_HEAD_SECONDS", 0.0)
+    with pytest.raises(
+        RunFailed, match=r"cluster at head:6379 has not answered .*\(Connection refused\).*repeat"
+    ):
+        head.check("head:6379")
+    assert head.lost
+
+
+LOST_HEAD = """
+import os, sys
+from videomaskfeat.data import cluster
+from videomaskfeat.errors import RunFailed
+cluster._HEAD_SECONDS, cluster._HEAD_POLL_SECONDS = 2.0, 0.5
+try:
+    list(cluster.call_on_cluster(os.system, [(f"touch {sys.argv[2]}; sleep 300",)], ray=sys.argv[1]))
+except RunFailed as error:
+    print("failed:", error)
+"""
+
+
+@needs_ray
+def test_lost_head_ends_the_command_with_a_message(address: str, tmp_path: Path) -> None:
+    """In less than the 60 seconds after which Ray itself ends the process, without that message."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    place = nodes.address
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", LOST_HEAD, place, str(tmp_path / "started")],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        until = time.monotonic() + 300
+        while not (tmp_path / "started").exists():
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.1)
+        nodes.head_node.kill_gcs_server(check_alive=False)
+        out, _ = process.communicate(timeout=50)
+    finally:
+        nodes.shutdown()
+    assert process.returncode == 0
+    assert f"failed: the head node of the Ray cluster at {place} has not answered" in out
 
 
 def test_missing_ray_is_named(videos: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.engine.without_data import DEVICE, act_as_on_a_device, host_waits
 from videomaskfeat.config import load_config
 from videomaskfeat.data.batches import PretrainBatch, count_hidden
 from videomaskfeat.engine.optim import clip_gradients
@@ -73,48 +71,24 @@ def test_network_and_loss_are_one_graph(name: str) -> None:
             torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-3)
 
 
-class CopiesBetweenDevices(TorchDispatchMode):
-    """Notes each copy from one kind of device to another."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.noted: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        result = function(*arguments, **(keywords or {}))
-        sources = {torch.ops.aten._to_copy.default: 0, torch.ops.aten.copy_.default: 1}
-        if function in sources:
-            source = arguments[sources[function]]
-            if source.device != result.device:
-                self.noted.append(f"{list(source.shape)} from {source.device} to {result.device}")
-        return result
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_step_makes_the_host_wait_for_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors without data stand for those of a GPU: to read one is an error, and each copy is noted.
 
     The first step copies constant tables to the device and keeps them there.
     """
-    for function in ("autocast", "is_autocast_enabled", "get_autocast_dtype"):
-        real: Any = getattr(torch, function)
-
-        def as_on_cpu(kind: str, *arguments: Any, _real: Any = real, **keywords: Any) -> Any:
-            return _real("cpu" if kind == "meta" else kind, *arguments, **keywords)
-
-        monkeypatch.setattr(torch, function, as_on_cpu)
+    act_as_on_a_device(monkeypatch)
     method, batch = make_method(name)
-    meta: Any = torch.device("meta")
-    network = method.student.to(meta)
-    method.to(meta)
-    batch = batch.to(meta)
+    network = method.student.to(DEVICE)
+    method.to(DEVICE)
+    batch = batch.to(DEVICE)
     for number in range(2):
-        with CopiesBetweenDevices() as copies:
+        with host_waits() as waits:
             result = method.loss(network, batch)
             result.loss.backward()
             norm: Tensor = clip_gradients(list(network.parameters()), limit=0.1, limit_each=None)
         assert norm.is_meta
-        assert number == 0 or copies.noted == []
+        assert number == 0 or waits == []
 
 
 def test_hidden_cells_are_counted_if_all_masks_hide_as_many() -> None:

@@ -18,6 +18,7 @@ from videomaskfeat.models.tokenizers import (
     Codebook,
     DiscreteVAE,
     VectorQuantizer,
+    count_tokens,
     create_tokenizer,
     gumbel_noise,
     gumbel_softmax,
@@ -27,6 +28,11 @@ from videomaskfeat.models.tokenizers import (
 )
 
 TINY: dict[str, Any] = {"vocabulary": 12, "stride": 4, "width": 16, "blocks": 1, "code_width": 6}
+
+
+def test_tokens_are_counted_as_by_bincount() -> None:
+    tokens = torch.tensor([[3, 0, 3], [3, 5, 0]])
+    assert torch.equal(count_tokens(tokens, 8), torch.bincount(tokens.flatten(), minlength=8))
 
 
 def test_gumbel_softmax_in_closed_form() -> None:

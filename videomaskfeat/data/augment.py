@@ -23,7 +23,7 @@ from torch.distributions import Beta
 from videomaskfeat.data import operations
 from videomaskfeat.data.operations import ColorJitter, Step
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle, place_rectangle, sample_sides
-from videomaskfeat.data.uncut import ClipChange, Erasure
+from videomaskfeat.data.uncropped import ClipChange, Erasure
 from videomaskfeat.errors import UserError, check_name
 
 _SCALE = 10.0  # magnitude at which operations reach their full strength

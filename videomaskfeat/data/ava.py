@@ -19,12 +19,13 @@ from videomaskfeat.data.ava_lists import KeyFrames
 from videomaskfeat.data.ava_sources import OpenVideos, VideoSource
 from videomaskfeat.data.batches import Failure, Movable, empty_clips
 from videomaskfeat.data.box_transforms import border_boxes, boxes_in_pixels, crop_with_boxes, visible_boxes
-from videomaskfeat.data.clips import ClipAugmentation, ClipSample, RecordClips, stack_clips
+from videomaskfeat.data.clips import ClipSample, RecordClips, stack_clips
 from videomaskfeat.data.reader import VideoReadError
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import check_clip, key_frame_seconds
 from videomaskfeat.data.timed_reader import TimedReader, check_size
 from videomaskfeat.data.transforms import ClipGeometry, ClipTransform, UniformCrop, WholeFrame
+from videomaskfeat.data.uncropped import DrawnAugmentation, UncroppedClip
 from videomaskfeat.data.workers import begin_reading, continue_reading
 from videomaskfeat.errors import UserError, check_name
 
@@ -386,6 +387,8 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
         visible: a box is kept if more than this fraction of it is visible: 0 keeps and clips every box that
             overlaps the crop (as in the published recipes), 1 keeps only whole boxes.
         open_videos: maximum number of open videos per process.
+        uncropped: whether batches have `UncroppedClips`, which the device crops and augments. Boxes are those
+            of the crops in any case.
 
     Raises:
         UserError: a value is out of range, or the sources do not match the key frames.
@@ -398,9 +401,10 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
     frames: int
     stride: float
     target_fps: float | None = 30.0
-    augment: ClipAugmentation | None = None
+    augment: DrawnAugmentation | None = None
     visible: float = 0.0
     open_videos: int = 4
+    uncropped: bool = False
     unit: ClassVar[str] = "key frame"
 
     def __post_init__(self) -> None:
@@ -456,15 +460,24 @@ class ActionClips(RecordClips[ActionSample, ActionBatch]):
                 clipped, rows = visible_boxes(geometry, pixels)
             boxes.append(clipped.astype(np.float32))
             labels.append(key_frame.labels[rows])
-        return ActionSample(clips=stack_clips(clips), boxes=tuple(boxes), labels=tuple(labels), index=index)
+        return ActionSample(
+            clips=clips if self.uncropped else stack_clips(clips),
+            boxes=tuple(boxes),
+            labels=tuple(labels),
+            index=index,
+        )
 
     def _clips(
         self, reader: TimedReader, seconds: np.ndarray, boxes: np.ndarray, rng: np.random.Generator
-    ) -> tuple[np.ndarray, list[ClipGeometry], list[np.ndarray]]:
+    ) -> tuple[np.ndarray, list[ClipGeometry], list[Any]]:
         """The boxes in pixels of the frame, float64 [R, 4], and each crop and its clip uint8 [T, h, w, C]."""
-        if self.augment is not None:
+        if self.augment is not None or self.uncropped:
             frames = reader.read_at(seconds)
             pixels, geometries = self._sample_crops(frames[0], boxes, rng)
+        if self.uncropped:
+            uncropped = [UncroppedClip.draw(frames, crop, self.augment, rng) for crop in geometries]
+            return pixels, geometries, uncropped
+        if self.augment is not None:
             return pixels, geometries, [self.augment.apply(frames, crop, rng) for crop in geometries]
         geometries, clips = [], []
         # Frames are cropped one by one: copying whole frames into new memory is as slow as decoding.

@@ -33,7 +33,7 @@ class Failure:
 
 
 class Movable:
-    """Base of batches: ``device_fields`` move to a device; uncut clips are changed there, and then are clips.
+    """Base of batches: ``device_fields`` move to a device, which changes uncropped clips into clips.
 
     The other fields stay on the CPU: ``index``, int64, the record of each clip, and ``failures``, the records
     that could not be read. In training a batch contains replacements for these; in testing it does not.
@@ -165,15 +165,15 @@ class SharedClips:
 
 
 def join_clips(samples: Sequence[Any], memory: SharedClips | None = None) -> Any:
-    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C], or lists of `UncutClip` to `UncutClips`.
+    """Join uint8 [S, T, H, W, C] to [B, T, H, W, C], or lists of `UncroppedClip` to `UncroppedClips`.
 
     Pixels are copied directly into shared memory if it is given.
     """
     if not isinstance(samples[0], np.ndarray):
-        from videomaskfeat.data.uncut import UncutClips
+        from videomaskfeat.data.uncropped import UncroppedClips
 
-        uncut = [clip for sample in samples for clip in sample]
-        return UncutClips.join(uncut, empty_clips if memory is None else memory.take)
+        uncropped = [clip for sample in samples for clip in sample]
+        return UncroppedClips.join(uncropped, empty_clips if memory is None else memory.take)
     shape = (sum(map(len, samples)), *samples[0].shape[1:])
     clips = empty_clips(shape) if memory is None else memory.take(shape)
     np.concatenate(samples, out=clips.numpy())

@@ -28,7 +28,7 @@ from videomaskfeat.errors import UserError
 
 if TYPE_CHECKING:
     from videomaskfeat.data.memory import VideoMemory
-    from videomaskfeat.data.uncut import UncutClip
+    from videomaskfeat.data.uncropped import UncroppedClip
 
 # Tags separate the random streams of one seed (numpy pads a seed with zeros, so (1, 2) equals (1, 2, 0)).
 _SAMPLE, _REPLACEMENT, _ORDER, BALANCED_ORDER = 1, 2, 3, 4
@@ -56,12 +56,12 @@ class ClipSample:
     """A sample of a dataset of clips.
 
     Attributes:
-        clips: uint8 [S, T, H, W, C], S clips of the video; or S uncut clips.
+        clips: uint8 [S, T, H, W, C], S clips of the video; or S uncropped clips.
         index: index of the record, which may be a replacement.
         failures: records that could not be read.
     """
 
-    clips: np.ndarray | Sequence[UncutClip]
+    clips: np.ndarray | Sequence[UncroppedClip]
     index: int
     failures: tuple[Failure, ...] = ()
 
@@ -229,14 +229,14 @@ class VideoClips(RecordClips[SampleT, BatchT]):
         sampler: samples the frames of a clip.
         reader: reader of video files, see `open_video`.
         memory: decoded videos, which are not read from their files; samples are the same without it.
-        uncut: whether batches have `UncutClips`, which are cropped and augmented on the device of the batch.
+        uncropped: whether batches have `UncroppedClips`, which the device crops and augments.
     """
 
     _: KW_ONLY
     sampler: FrameSampler
     reader: str = "auto"
     memory: VideoMemory | None = None
-    uncut: bool = False
+    uncropped: bool = False
 
     @abstractmethod
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> SampleT:
@@ -290,8 +290,8 @@ class PretrainClips(VideoClips[PretrainSample, PretrainBatch]):
         height, width = frames[0].shape[1:3]
         geometries = [self.transform.sample(height, width, rng) for _ in frames]
         masks = [self.mask(rng=rng) for _ in frames]
-        if self.uncut:
-            from videomaskfeat.data.uncut import crop_later
+        if self.uncropped:
+            from videomaskfeat.data.uncropped import crop_later
 
             clips: Any = crop_later(frames, geometries)
         else:

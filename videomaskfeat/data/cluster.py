@@ -14,10 +14,11 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from videomaskfeat import __version__
@@ -33,6 +34,8 @@ _CONNECT_SECONDS = 10.0  # for a TCP connection
 _ANSWER_SECONDS = 60.0  # for Ray's answer to a process that connects
 _DEFAULT_PORTS = {"": 6379, "ray": 10001}
 _POLL_SECONDS = 1.0  # so that Ctrl-C ends the wait
+_HEAD_SECONDS = 30.0  # without a connection to the head node; Ray itself ends this process after 60 seconds
+_HEAD_POLL_SECONDS = 5.0
 _LARGEST_TASK = 32  # calls per task at most: a lost node repeats them
 _TASKS_PER_CORE = 4
 _RETRIES = 2  # of a task whose node or process was lost
@@ -121,28 +124,71 @@ def _run_on_cluster(
         shared = ray.put(run)
         groups = iter([calls[start : start + size] for start in range(0, len(calls), size)])
         waiting: deque[Any] = deque()
+        head = _Head.of_cluster(ray, address)
         try:
             while True:
                 while len(waiting) < 2 * cores and (group := next(groups, None)) is not None:
                     waiting.append(task.remote(shared, group, node))
                 if not waiting:
                     return
-                result = _wait_for(ray, waiting[0], address)
+                result = _wait_for(ray, waiting[0], address, head)
                 waiting.popleft()
                 if isinstance(result, TaskError):
                     raise result.error or RuntimeError(result.trace)
                 yield from result
         finally:
-            for one in waiting:
-                ray.cancel(one, force=True)
+            if not head.lost:
+                for one in waiting:
+                    ray.cancel(one, force=True)
 
 
-def _wait_for(ray: Any, reference: Any, address: str) -> Any:
+@dataclass
+class _Head:
+    """The head node of a cluster, whose loss Ray reports by ending this process.
+
+    Attributes:
+        host, port: of its control service; an empty host: Ray's client reports the loss itself.
+        lost: whether it was found lost.
+    """
+
+    host: str
+    port: int
+    lost: bool = False
+    _answered: float = field(default_factory=time.monotonic, init=False)
+    _checked: float = field(default_factory=time.monotonic, init=False)
+
+    @classmethod
+    def of_cluster(cls, ray: Any, address: str) -> _Head:
+        if address.startswith("ray://"):
+            return cls("", 0)
+        host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
+        return cls(host, int(port))
+
+    def check(self, address: str) -> None:
+        """Raise RunFailed if no connection was possible for some time."""
+        if not self.host or time.monotonic() - self._checked < _HEAD_POLL_SECONDS:
+            return
+        self._checked = time.monotonic()
+        try:
+            socket.create_connection((self.host, self.port), timeout=_CONNECT_SECONDS).close()
+            self._answered = self._checked
+        except OSError as error:
+            if time.monotonic() - self._answered < _HEAD_SECONDS:
+                return
+            self.lost = True
+            raise RunFailed(
+                f"the head node of the Ray cluster at {address} has not answered for {_HEAD_SECONDS:g} "
+                f"seconds ({error.strerror or error}); finished work is kept: start the cluster again, and "
+                "repeat the command to continue"
+            ) from error
+
+
+def _wait_for(ray: Any, reference: Any, address: str, head: _Head) -> Any:
     while True:
         try:
             return ray.get(reference, timeout=_POLL_SECONDS)
         except ray.exceptions.GetTimeoutError:
-            continue
+            head.check(address)
         except (ray.exceptions.RayError, ConnectionError) as error:
             cause = _first_line(error)
             if "ModuleNotFoundError" in str(error):

@@ -179,7 +179,7 @@ class VideoDataset(_ClipDataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         sample: PretrainSample = self._load(index)
-        assert isinstance(sample.clips, np.ndarray)  # never uncut
+        assert isinstance(sample.clips, np.ndarray)  # never uncropped
         item = {"clip": self._pixels(sample.clips[0]), "index": torch.tensor(sample.index)}
         if self._labels is not None:
             item["label"] = torch.tensor(int(self._labels[sample.index]))

@@ -5,28 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
 from videomaskfeat.data.batches import LabeledBatch
-from videomaskfeat.data.clips import BALANCED_ORDER, ClipAugmentation, ClipSample, VideoClips, stack_clips
+from videomaskfeat.data.clips import BALANCED_ORDER, ClipSample, VideoClips, stack_clips
 from videomaskfeat.data.records import Records
 from videomaskfeat.data.sampling import segment_indices
-from videomaskfeat.data.transforms import ClipGeometry
-from videomaskfeat.data.uncut import ClipChange, UncutClip
+from videomaskfeat.data.uncropped import DrawnAugmentation, UncroppedClip
 from videomaskfeat.errors import UserError
 
 _SIDE = re.compile(r"\b(?:left|right)\b")  # whole words, so not "upright"
-
-
-class DrawnAugmentation(ClipAugmentation, Protocol):
-    """An augmentation that another device can apply, too."""
-
-    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
-        """The changes of a clip, with the random numbers of ``apply`` except those of noise."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,19 +85,18 @@ class LabeledClips(VideoClips[LabeledSample, LabeledBatch]):
         return np.array([pairs.get(label, label) if flip else label for flip in flips], np.int64)
 
     def _sample(self, frames: list[np.ndarray], index: int, rng: np.random.Generator) -> LabeledSample:
-        clips, uncut, flips = list[np.ndarray](), list[UncutClip](), list[bool]()
+        clips, uncropped, flips = list[np.ndarray](), list[UncroppedClip](), list[bool]()
         for clip in frames:
             geometry = self.transform.sample(clip.shape[1], clip.shape[2], rng)
-            if self.uncut:
-                whole = ClipChange(geometry=geometry)
-                uncut.append(UncutClip.of(clip, self.augment.draw(geometry, rng) if self.augment else whole))
+            if self.uncropped:
+                uncropped.append(UncroppedClip.draw(clip, geometry, self.augment, rng))
             elif self.augment is None:
                 clips.append(geometry.apply_clip(clip))
             else:
                 clips.append(self.augment.apply(clip, geometry, rng))
             flips.append(geometry.flip)
         return LabeledSample(
-            clips=uncut if self.uncut else stack_clips(clips),
+            clips=uncropped if self.uncropped else stack_clips(clips),
             labels=self._labels(index, flips),
             index=index,
         )

@@ -13,7 +13,7 @@ from videomaskfeat.data.batches import PairBatch, join_clips
 from videomaskfeat.data.clips import ClipSample, MaskDraw, VideoClips, stack_clips
 from videomaskfeat.data.operations import RandomColor
 from videomaskfeat.data.transforms import ClipTransform
-from videomaskfeat.data.uncut import ClipChange, UncutClip
+from videomaskfeat.data.uncropped import ClipChange, UncroppedClip
 from videomaskfeat.errors import UserError
 
 
@@ -24,11 +24,11 @@ class PairSample(ClipSample):
     Attributes:
         masks: bool [2, t, h, w], True = hidden, or None.
         local: small crops of the frames of the first and the second clip in turn, uint8 [L, T, H', W', C], or
-            None; or L uncut clips.
+            None; or L uncropped clips.
     """
 
     masks: np.ndarray | None
-    local: np.ndarray | Sequence[UncutClip] | None
+    local: np.ndarray | Sequence[UncroppedClip] | None
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,9 @@ class PairClips(VideoClips[PairSample, PairBatch]):
                 self._crop(frames[number % len(frames)], self.local.transform, self.local.color, rng)
                 for number in range(self.local.count)
             ]
-            local = crops if self.uncut else stack_clips(crops)
+            local = crops if self.uncropped else stack_clips(crops)
         return PairSample(
-            clips=clips if self.uncut else stack_clips(clips), masks=masks, local=local, index=index
+            clips=clips if self.uncropped else stack_clips(clips), masks=masks, local=local, index=index
         )
 
     def _crop(
@@ -96,10 +96,10 @@ class PairClips(VideoClips[PairSample, PairBatch]):
         color: RandomColor | None,
         rng: np.random.Generator,
     ) -> Any:
-        """A crop, or an uncut clip."""
+        """A crop, or an uncropped clip."""
         geometry = transform.sample(frames.shape[1], frames.shape[2], rng)
-        if self.uncut:
+        if self.uncropped:
             steps = () if color is None else tuple(color.sample(rng))
-            return UncutClip.of(frames, ClipChange(geometry=geometry, later_steps=steps))
+            return UncroppedClip.of(frames, ClipChange(geometry=geometry, later_steps=steps))
         clip = geometry.apply_clip(frames)
         return clip if color is None else color.apply(clip, rng)

@@ -167,9 +167,12 @@ def _file_system(url: str) -> Any:
     scheme = url.partition("://")[0]
     if scheme not in _OBJECT_STORES:
         raise UserError(f"{url}: cannot read {scheme}://; use http://, https://, s3:// or gs://")
-    _import(_OBJECT_STORES[scheme])
     for name in ("gcsfs", "s3fs", "aiobotocore", "botocore"):  # they log what they raise
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Otherwise gcsfs requests the kind of the bucket over gRPC before each read, and waits 60 seconds for
+    # that answer if a firewall passes HTTPS only.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    _import(_OBJECT_STORES[scheme])
     if scheme == "gs":
         options: dict[str, Any] = {"requests_timeout": _READ_SECONDS}
     else:

@@ -101,7 +101,8 @@ def sharpness(frames: Tensor, factor: float) -> Tensor:
 def translate_x(frames: Tensor, fraction: float, interpolation: str) -> Tensor:
     """Move the frames to the left by a fraction of their width; negative: to the right."""
     H, W = frames.shape[1:3]
-    return _shift_rows(frames, torch.full((H,), fraction * W, dtype=torch.float64), interpolation)
+    distances = torch.full((H,), fraction * W, dtype=torch.float64, device=frames.device)
+    return _shift_rows(frames, distances, interpolation)
 
 
 def translate_y(frames: Tensor, fraction: float, interpolation: str) -> Tensor:
@@ -111,7 +112,7 @@ def translate_y(frames: Tensor, fraction: float, interpolation: str) -> Tensor:
 
 def shear_x(frames: Tensor, factor: float, interpolation: str) -> Tensor:
     """Move each row to the left by ``factor`` times its distance from the top."""
-    rows = torch.arange(frames.shape[1], dtype=torch.float64)
+    rows = torch.arange(frames.shape[1], dtype=torch.float64, device=frames.device)
     return _shift_rows(frames, factor * (rows + 0.5), interpolation)
 
 
@@ -262,7 +263,6 @@ class _Taps:
 def _shift_rows(frames: Tensor, distances: Tensor, interpolation: str) -> Tensor:
     """Move each row to the left by float64 [H] pixels; pixels from outside the frame become `FILL`."""
     W = frames.shape[2]
-    distances = distances.to(frames.device, non_blocking=True)
     whole = (distances + 0.5).floor()
     rest = distances - whole  # -0.5..0.5
     columns = torch.arange(W, device=frames.device) + whole.long()[:, None]  # [H, W], centers of kernels

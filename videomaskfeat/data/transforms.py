@@ -61,9 +61,9 @@ class ClipGeometry:
         frames = frames[:, rows, columns]
         clip = np.empty((len(frames), window.height, window.width, frames.shape[3]), np.uint8)
         resize = self.resized != (source.height, source.width)
-        uncut = self.resized == self.size
+        whole = self.resized == self.size
         for frame, target in zip(frames, clip, strict=True):
-            if resize and uncut and not self.flip:
+            if resize and whole and not self.flip:
                 resize_frame(frame, self.resized, target)
                 continue
             if resize:

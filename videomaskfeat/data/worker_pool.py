@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import multiprocessing.util
+import os
 import queue
 import signal
 import threading
@@ -296,7 +297,9 @@ class _Worker:
         self._ticks, self._silent, self._checked = 0, 0.0, time.monotonic()
         self._ended = False
         self._process = context.Process(
-            target=run_worker, args=(number, self._tasks, results, self._shared, *arguments), daemon=True
+            target=run_worker,
+            args=(number, self._tasks, results, self._shared, dict(os.environ), *arguments),
+            daemon=True,
         )
         self._process.start()
         results.close()  # so that the worker's end alone closes the pipe

@@ -132,13 +132,20 @@ def run_worker(
     tasks: Any,
     results: Connection,
     shared: Any,
+    environment: dict[str, str],
     make: Callable[[Any], Any],
     lost: dict[Reading, str],
     renew_megabytes: float,
     readings_to_settle: int,
 ) -> None:
-    """Make the results of tasks until the worker has to stop."""
+    """Make the results of tasks until the worker has to stop.
+
+    It takes the environment of the main process, which may have set credentials after the start of the server
+    that forks workers.
+    """
     global _state
+    os.environ.clear()
+    os.environ.update(environment)
     _state = _WorkerState(shared, lost)
     _set_up_worker()
     settled_bytes: int | None = None

@@ -119,7 +119,8 @@ class LoopOptions:
     """Loggers of metrics besides metrics.jsonl; see ``open_logger``."""
     check_lag: int = 0
     """Steps by which the host's reading of losses and metrics lags behind; 0: each step is checked before its
-    optimizer step. 1, on a GPU: the host launches the next step first, so the GPU does not wait for it."""
+    optimizer step. 1, on a GPU: the host launches the next step first, so the GPU does not wait for it; at
+    the end of an epoch the host reads all."""
     step_seconds: float = 0.0
     """Maximum time of a step, after which the process ends; 0: no limit."""
     seconds_between_lines: float = 5.0

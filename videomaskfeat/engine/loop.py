@@ -230,7 +230,10 @@ def _train(run: Training[BatchT], stop: StopSignals, log: RunLog | None) -> Trai
                 last or _is_multiple(progress.step, options.evaluate_every)
             )
             save_due = last or _is_multiple(progress.step, options.milestone_every)
-            keep = 0 if evaluates or save_due else options.check_lag
+            # At the start of an epoch, the loader chooses the samples of the next one, without records that
+            # have failed before.
+            epoch_ends = progress.epoch_step == 0
+            keep = 0 if evaluates or save_due or epoch_ends else options.check_lag
             settled = steps.settle(keep=keep, write_newest=not evaluates)
             watch.end()
             stopping = settled.stopping

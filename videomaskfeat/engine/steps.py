@@ -144,7 +144,8 @@ class Steps(Generic[BatchT]):
 
     With ``check_lag=1`` the host launches a step before it reads the numbers of the one before, so a GPU
     always has work. A loss that is not finite is then found when its update is in the weights. Before a
-    checkpoint or an evaluation, all steps are settled, so neither sees such weights.
+    checkpoint or an evaluation, all steps are settled, so neither sees such weights; and at the end of an
+    epoch, so that the loader knows all failures.
     """
 
     def __init__(self, run: Training[BatchT], log: RunLog | None) -> None:

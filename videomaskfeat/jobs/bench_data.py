@@ -18,7 +18,7 @@ from videomaskfeat.data.clips import SampleKey
 from videomaskfeat.data.loader import copy_shared_clips
 from videomaskfeat.data.memory import VideoMemory, decode_videos
 from videomaskfeat.data.stages import STAGES, MeasuredBatch, StageMeasurement
-from videomaskfeat.data.uncut import UncutClips
+from videomaskfeat.data.uncropped import UncroppedClips
 from videomaskfeat.data.worker_pool import WorkerPool
 from videomaskfeat.durations import duration_text
 from videomaskfeat.engine import distributed
@@ -251,17 +251,17 @@ def _measure(
 
 
 def _copy(batch: Any, device: torch.device) -> dict[str, float]:
-    """Seconds to copy a batch out of a worker's memory to the device, and to change uncut clips there."""
+    """Seconds to copy a batch out of a worker's memory to the device, and to change uncropped clips there."""
     started = time.perf_counter()
     own = copy_shared_clips(batch)
     if device.type == "cuda":
         own = own.pin_memory()
-    uncut = [value for value in vars(own).values() if isinstance(value, UncutClips)]
-    if not uncut:
+    uncropped = [value for value in vars(own).values() if isinstance(value, UncroppedClips)]
+    if not uncropped:
         own.to(device)
         _synchronize(device)
         return {"copy": time.perf_counter() - started}
-    copied = [replace(clips, pixels=clips.pixels.to(device, non_blocking=True)) for clips in uncut]
+    copied = [replace(clips, pixels=clips.pixels.to(device, non_blocking=True)) for clips in uncropped]
     _synchronize(device)
     changing = time.perf_counter()
     for clips in copied:

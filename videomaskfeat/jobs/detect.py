@@ -144,7 +144,7 @@ class DetectRun(Run):
         """
         clips = normalize(batch.clips, mean=self.recipe.clip.mean, std=self.recipe.clip.std)
         loss = self.compare(clips, batch.boxes, batch.labels)
-        own = torch.tensor(float(len(batch.boxes)), device=loss.device)
+        own = torch.full((), float(len(batch.boxes)), device=loss.device)
         mean = distributed.mean_over_ranks(own)
         return StepResult(loss * (own / mean.clamp(min=1e-6)), {"boxes": mean})
 
@@ -392,11 +392,8 @@ def build_loss(config: DetectConfig, lists: ActionLists, device: torch.device) -
     loss = config.loss
     weights = class_weights(lists.train.labels, power=loss.balance).to(device) if loss.balance else None
     if loss.name == "poses":
-        poses = torch.zeros(lists.classes, dtype=torch.bool)
-        poses[[number - 1 for number in lists.poses]] = True
-        return partial(
-            pose_cross_entropy, poses=poses.to(device), focusing=loss.focusing, class_weights=weights
-        )
+        poses = torch.tensor([number - 1 for number in sorted(set(lists.poses))], device=device)
+        return partial(pose_cross_entropy, poses=poses, focusing=loss.focusing, class_weights=weights)
     return partial(binary_cross_entropy, focusing=loss.focusing, class_weights=weights)
 
 
@@ -433,6 +430,7 @@ def training_loader(config: DetectConfig, key_frames: KeyFrames) -> ClipLoader[A
         augment=Augmentation(color=ColorJitter(**jitter)) if any(jitter.values()) else None,
         visible=config.boxes.visible,
         seed=config.run.seed,
+        uncropped=config.data.augment_on == "device",
     )
     return ClipLoader(dataset, **loader_options(config))
 

@@ -430,7 +430,7 @@ def training_loader(config: FinetuneConfig, lists: ClassLists) -> ClipLoader[Any
         samples_per_video=config.clip.samples_per_video,
         flip_labels=_flip_labels(config, lists.names),
         balanced=config.data.balanced,
-        uncut=config.data.augment_on == "device",
+        uncropped=config.data.augment_on == "device",
     )
     return ClipLoader(dataset, **loader_options(config))
 

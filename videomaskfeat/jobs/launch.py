@@ -29,8 +29,9 @@ from videomaskfeat.errors import RunFailed, UserError, counted, nearest
 
 logger = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
-_PARTITION_SECONDS = 20.0  # for an answer of sinfo
+_ANSWER_SECONDS = 20.0  # for an answer of SLURM
 _REQUEUE_SECONDS = 30.0  # SLURM's KillWait: after SIGTERM, the signal to requeue may follow within this time
+_RUNNING, _PREEMPTED = "running", "preempted"
 _END_SECONDS = 10.0  # for torchrun to end after its ranks
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG in <sys/prctl.h>
 _FIRST_PORT, _PORTS = 20_000, 20_000  # for the rendezvous, chosen by the number of the job
@@ -198,8 +199,14 @@ class NodeTask:
         self._start(environment)
         self._wait()
         if self._terminated:
-            # A preempted job gets SIGTERM first, which its ranks get, too. The signal to requeue follows.
-            time.sleep(_REQUEUE_SECONDS)
+            # SLURM sends SIGTERM to the ranks, too. A job that the preemption or an administrator requeues,
+            # and one that is canceled, is no longer running; in the grace time of a preemption it still is.
+            job = str(environment.job_id)
+            state = _job_state(job)
+            if state == _PREEMPTED and environment.node == 0:
+                _requeue(job)
+            elif state in (_PREEMPTED, _RUNNING):
+                time.sleep(_REQUEUE_SECONDS)  # a signal to requeue may follow, or the first node requeues
             raise RunFailed("stopped by SIGTERM; finished work is kept, and the same command continues")
         if self._exit_code:
             raise RunFailed(f"torchrun ended with exit code {self._exit_code}; its messages are in the log")
@@ -281,6 +288,40 @@ class NodeTask:
         self._terminated = True
 
 
+def _job_state(job: str) -> str:
+    """Whether a job is running, running in the grace time of a preemption, or ends (empty).
+
+    A job of this machine counts as running, and so does one without a state.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") == "local":
+        return _RUNNING
+    facts = dict(re.findall(r"(\w+)=(\S+)", _ask_slurm("scontrol", "show", "job", "--oneliner", job)))
+    if facts.get("JobState", "RUNNING") != "RUNNING":
+        return ""
+    preempted = facts.get("PreemptTime", "")  # as 2026-12-31T23:59:59, or None
+    # The time of a preemption before the last start is no longer valid.
+    return _PREEMPTED if preempted[:1].isdigit() and preempted >= facts.get("StartTime", "") else _RUNNING
+
+
+def _requeue(job: str) -> None:
+    """Requeue a preempted job. SLURM would do so at the end of its grace time only if the job still ran."""
+    _ask_slurm("scontrol", "requeue", job)
+    logger.warning("the job is preempted and requeued")
+
+
+def _ask_slurm(*command: str) -> str:
+    """Output of a command of SLURM; empty, with a warning, if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
+        if not done.returncode:
+            return done.stdout
+        cause = _last_line(done.stderr)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        cause = str(error)
+    logger.warning("SLURM does not answer (%s): %s", shlex.join(command), cause)
+    return ""
+
+
 def _prepare_launcher() -> None:
     """In torchrun before it starts: ignore the signal of submitit, which SLURM sends to all processes of a
     job; end when the task ends, even if it is killed."""
@@ -308,10 +349,10 @@ def _check_slurm(partition: str) -> None:
         return
     command = ["sinfo", "--noheader", "--format=%R"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_PARTITION_SECONDS)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS)
     except subprocess.TimeoutExpired as error:
         raise UserError(
-            f"SLURM does not answer within {_PARTITION_SECONDS:g} seconds ({shlex.join(command)}); try again "
+            f"SLURM does not answer within {_ANSWER_SECONDS:g} seconds ({shlex.join(command)}); try again "
             "later"
         ) from error
     if done.returncode:

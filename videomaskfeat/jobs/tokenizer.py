@@ -41,6 +41,7 @@ from videomaskfeat.models.tokenizers import (
     DiscreteVAE,
     TrainedTokenizer,
     VectorQuantizer,
+    count_tokens,
     create_tokenizer,
 )
 from videomaskfeat.schemas.tokenizer import TokenizerConfig
@@ -433,9 +434,7 @@ class TokenizerStep(ABC):
             distance = self.perceptual(pictures, self.tokenizer.denormalize(reconstruction))
             loss = loss + self.perceptual_weight * distance
             metrics["perceptual"] = distance
-        counts = distributed.mean_over_ranks(
-            torch.bincount(tokens.flatten(), minlength=self.tokenizer.vocabulary).float()
-        )
+        counts = distributed.mean_over_ranks(count_tokens(tokens, self.tokenizer.vocabulary).float())
         metrics |= {"perplexity": perplexity(counts), "used_codes": (counts > 0).sum()}
         return StepResult(loss, metrics, state)
 
@@ -490,7 +489,7 @@ class DvaeStep(TokenizerStep):
         temperature, kl_weight = self.relaxation.at(self.progress)
         coding = self.network(pictures, temperature)
         divergence = kl_to_uniform(coding.logits)
-        metrics = {"kl": divergence, "temperature": divergence.new_tensor(temperature)}
+        metrics = {"kl": divergence, "temperature": torch.full_like(divergence, temperature)}
         return coding.logits.argmax(1), coding.reconstruction, kl_weight * divergence, metrics, None
 
 
@@ -529,7 +528,7 @@ def sum_over_ranks(batches: Iterable[CodeStatistics]) -> CodeStatistics:
     candidates = torch.zeros_like(own[0].candidates)
     for number, batch in enumerate(own):
         mine = turn == number * ranks + distributed.rank()
-        candidates[mine] = batch.candidates[mine]
+        candidates = torch.where(mine[:, None], batch.candidates, candidates)
     counts = torch.stack([batch.counts for batch in own]).sum(0)[:, None]
     sums = torch.stack([batch.sums for batch in own]).sum(0)
     columns = torch.cat([counts, sums, candidates], dim=1)

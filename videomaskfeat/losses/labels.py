@@ -67,20 +67,22 @@ def pose_cross_entropy(
     Args:
         logits: float [R, L].
         labels: bool [R, L].
-        poses: bool [L], the mutually exclusive classes.
+        poses: int64 [P], the mutually exclusive classes, ascending; from 0, on the device of the logits.
         focusing, class_weights: see :func:`binary_cross_entropy`, for the other classes alone.
     """
     _check_classes(logits, labels, "labels")
-    poses = poses.to(logits.device)
-    chosen = labels[:, poses].float()  # [R, P]
+    # Indices instead of a mask, for whose number of columns the host would wait.
+    marks = torch.zeros(logits.shape[1], dtype=torch.uint8, device=logits.device).index_fill(0, poses, 1)
+    others = marks.argsort(stable=True)[: logits.shape[1] - len(poses)]
+    chosen = labels.index_select(1, poses).float()  # [R, P]
     count = chosen.sum(dim=1)
-    logs = torch.log_softmax(logits[:, poses].float(), dim=1)
+    logs = torch.log_softmax(logits.index_select(1, poses).float(), dim=1)
     posed = -(chosen * logs).sum(dim=1) / count.clamp(min=1)  # 0 for a box without a pose
     rest = binary_cross_entropy(
-        logits[:, ~poses],
-        labels[:, ~poses],
+        logits.index_select(1, others),
+        labels.index_select(1, others),
         focusing=focusing,
-        class_weights=None if class_weights is None else class_weights.to(logits.device)[~poses],
+        class_weights=None if class_weights is None else class_weights.to(logits.device)[others],
     )
     return posed.sum() / (count > 0).sum().clamp(min=1) + rest
 

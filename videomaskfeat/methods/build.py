@@ -263,7 +263,7 @@ def _dataset(
         seed=config.run.seed,
     )
     if data.augment_on == "device" and not heldout:
-        from videomaskfeat.data.uncut import leave_uncut
+        from videomaskfeat.data.uncropped import leave_uncropped
 
-        leave_uncut(dataset)
+        leave_uncropped(dataset)
     return dataset

@@ -290,7 +290,8 @@ class Ibot(PairMethod):
             within = means[f"{kind}_uncertainty"][0]
             figures[f"{kind}_entropy"] = whole
             figures[f"{kind}_information"] = whole - within
-        figures["teacher_temperature"] = torch.tensor(self.temperature(self.progress), device=whole.device)
+        temperature = self.temperature(self.progress)
+        figures["teacher_temperature"] = torch.full((), temperature, device=whole.device)
         return figures
 
 

@@ -23,7 +23,7 @@ from videomaskfeat.methods.teaching import Comparison, TeacherMethod
 from videomaskfeat.metrics.accuracy import directions
 from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
-from videomaskfeat.models.mae import visible_places
+from videomaskfeat.models.mae import hidden_count, visible_places
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
 from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor, VisiblePredictor
 from videomaskfeat.models.vit import ViT
@@ -107,15 +107,17 @@ class VisibleStudent(nn.Module):
         self.predictor = predictor
         self.depth_features = depth_features
 
-    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, clips: Tensor, mask: Tensor, hidden_cells: int | None = None) -> Tensor:
         """Clips float [B, C, T, H, W], mask bool [B, t', h', w'] -> predictions [B, t, h, w, D'].
+
+        ``hidden_cells``: see :meth:`~videomaskfeat.models.maskfeat.MaskedModel.forward`.
 
         Raises:
             UserError: the masks hide different numbers of cubes, all cubes, or none.
         """
         self.encoder.patch_embed.check(clips)
         grid = self.encoder.token_grid(clips.shape)
-        places = visible_places(resize_mask(mask, grid))  # [B, V]
+        places = visible_places(resize_mask(mask, grid), hidden_count(mask, hidden_cells, grid))  # [B, V]
         if self.depth_features is None:
             cells = self.encoder.encode_visible(clips, places)[:, self.encoder.prefix :]  # [B, V, D]
         else:
@@ -243,7 +245,10 @@ class Latent(TeacherMethod):
         """Predict the teacher's features at the hidden cells."""
         pixels = self.pixels(batch.clips)
         target = self.target(pixels)
-        predictions = self._forward(network, pixels, batch.mask)
+        # A number that the batch knows spares the host a wait for the device.
+        visible = isinstance(self.student, VisibleStudent) and batch.hidden_cells is not None
+        known = (batch.hidden_cells,) if visible else ()
+        predictions = self._forward(network, pixels, batch.mask, *known)
         if self.beta:
             loss = masked_smooth_l1(predictions, target, batch.mask, beta=self.beta)
         else:
@@ -251,9 +256,9 @@ class Latent(TeacherMethod):
         rows = {"feature_std": directions(target), "clip_std": directions(target.flatten(1, 3).mean(dim=1))}
         if self.visible_weight is None:
             return Comparison(loss, {}, rows)
-        visible = visible_smooth_l1(predictions, target, batch.mask, beta=self.beta)
-        total = loss + self.visible_weight(progress) * visible
-        return Comparison(total, {"hidden_loss": loss, "visible_loss": visible}, rows)
+        visible_loss = visible_smooth_l1(predictions, target, batch.mask, beta=self.beta)
+        total = loss + self.visible_weight(progress) * visible_loss
+        return Comparison(total, {"hidden_loss": loss, "visible_loss": visible_loss}, rows)
 
     def make_target(self, batch: PretrainBatch) -> Tensor:
         return self.target(self.pixels(batch.clips))

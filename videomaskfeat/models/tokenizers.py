@@ -266,6 +266,16 @@ def nearest_codes(latents: Tensor, codes: Tensor) -> Tensor:
     return torch.cat(tokens).view(latents.shape[:-1])
 
 
+def count_tokens(tokens: Tensor, vocabulary: int) -> Tensor:
+    """Number of occurrences of each token: int64 [...] in 0..V-1 -> int64 [V].
+
+    As :func:`torch.bincount`, which on a GPU makes the host wait for the largest token.
+    """
+    flat = tokens.flatten()
+    counts = torch.zeros(vocabulary, dtype=torch.int64, device=flat.device)
+    return counts.scatter_add_(0, flat, torch.ones_like(flat))
+
+
 @dataclass(frozen=True)
 class CodeStatistics:
     """Statistics of a batch for :meth:`Codebook.update`; summed over ranks.
@@ -325,7 +335,7 @@ class Codebook(nn.Module):
         flat = latents.detach().float().reshape(-1, latents.shape[-1])  # [n, D]
         indices = tokens.reshape(-1)  # [n]
         vocabulary = self.codes.shape[0]
-        counts = torch.bincount(indices, minlength=vocabulary).float()
+        counts = count_tokens(indices, vocabulary).float()
         sums = torch.zeros_like(self.sums).index_add_(0, indices, flat)
         candidates = torch.randint(flat.shape[0], (vocabulary,), device=flat.device)
         return CodeStatistics(counts, sums, flat[candidates])

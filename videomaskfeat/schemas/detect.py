@@ -11,7 +11,7 @@ from videomaskfeat.schemas.finetune import (
     PretrainedModelConfig,
     ValidationConfig,
 )
-from videomaskfeat.schemas.sections import SHARE, FramesConfig, ReadingConfig, RunConfig
+from videomaskfeat.schemas.sections import AUGMENT_ON, SHARE, FramesConfig, ReadingConfig, RunConfig
 
 AREAS = {"whole": "in its aspect ratio", "center": "a square crop; boxes are clipped to it"}
 ACTION_LOSSES = {"sigmoid": "each action by itself", "poses": "a softmax over the poses"}
@@ -43,9 +43,7 @@ class ActionDataConfig(AvaVideos, ReadingConfig):
     validation_boxes: list[str] = key([], "detected boxes for validation; empty: boxes of the ground truth")
     validation_exclusions: str = key("", "rows video,second that are not scored")
     label_map: str = key("", "label map (pbtxt) of the scored actions", required="actions.pbtxt")
-    augment_on: str = key(
-        "workers", "where clips are cropped, with their boxes (not on the device)", choices=("workers",)
-    )
+    augment_on: str = key("workers", "where clips are cropped and augmented", choices=AUGMENT_ON)
     classes: int = key(0, "number of actions, ids from 1 (AVA: 80); 0: the label map's largest id", least=0)
 
 

@@ -20,7 +20,7 @@ from videomaskfeat.data.loader import ClipLoader
 from videomaskfeat.data.operations import ColorJitter, RandomColor
 from videomaskfeat.data.pair_clips import LocalCrops, PairClips
 from videomaskfeat.data.transforms import ClipGeometry, RandomResizedCrop, Rectangle
-from videomaskfeat.data.uncut import ClipChange, UncutClip, UncutClips, leave_uncut
+from videomaskfeat.data.uncropped import ClipChange, UncroppedClip, UncroppedClips, leave_uncropped
 from videomaskfeat.errors import UserError
 
 JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
@@ -43,15 +43,15 @@ def _differences(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 def test_batches_equal_those_of_workers_to_a_level(videos: Path, workers: int) -> None:
     """Three times the bytes of the largest crop: the shared memory of a worker grows."""
     plain = list(ClipLoader(make_clips(videos, samples_per_video=2), batch_size=4).epoch(1))
-    dataset = make_clips(videos, samples_per_video=2, uncut=True)
+    dataset = make_clips(videos, samples_per_video=2, uncropped=True)
     loader = ClipLoader(dataset, batch_size=4, workers=workers)
     with loader:
         batches = list(loader.epoch(1))
     assert len(batches) == len(plain) == 6
-    for uncut, expected in zip(batches, plain, strict=True):
-        assert isinstance(uncut.clips, UncutClips)
-        assert len(uncut.clips) == 4
-        moved = uncut.to("cpu")
+    for uncropped, expected in zip(batches, plain, strict=True):
+        assert isinstance(uncropped.clips, UncroppedClips)
+        assert len(uncropped.clips) == 4
+        moved = uncropped.to("cpu")
         assert _differences(moved.clips, expected.clips).max() <= 1
         assert torch.equal(moved.mask, expected.mask)
         assert torch.equal(moved.index, expected.index)
@@ -67,7 +67,11 @@ def test_batches_do_not_depend_on_workers_and_position(videos: Path) -> None:
         erasing=RandomErasing(probability=1.0),
     )
     dataset = LabeledClips(
-        load_records(videos), sampler=SAMPLER, transform=RandomResizedCrop(16), augment=augment, uncut=True
+        load_records(videos),
+        sampler=SAMPLER,
+        transform=RandomResizedCrop(16),
+        augment=augment,
+        uncropped=True,
     )
     whole = [batch.to("cpu") for batch in ClipLoader(dataset, batch_size=3).epoch(0)]
     torch.rand(7)  # torch's global generator has no effect
@@ -87,17 +91,17 @@ def test_augmented_clips_have_the_parameters_of_workers(videos: Path) -> None:
         "augment": Augmentation(randaugment=RandAugment(layers=2, probability=0.7), color=JITTER),
     }
     records = load_records(videos)
-    uncut, plain = LabeledClips(records, uncut=True, **keywords), LabeledClips(records, **keywords)
+    uncropped, plain = LabeledClips(records, uncropped=True, **keywords), LabeledClips(records, **keywords)
     shares, changed = [], 0
     for epoch in range(30):
         key = SampleKey(epoch, 0)
-        one, expected = uncut[key], plain[key]
+        one, expected = uncropped[key], plain[key]
         frames = smooth_frames(2, 32, 32, seed=epoch)
-        clips = [dataset._sample([frames], 0, np.random.default_rng(epoch)) for dataset in (uncut, plain)]
+        clips = [dataset._sample([frames], 0, np.random.default_rng(epoch)) for dataset in (uncropped, plain)]
         for left, right in ((one, expected), clips):
-            apart = _differences(uncut.collate([left]).clips.to("cpu"), torch.from_numpy(right.clips))
+            apart = _differences(uncropped.collate([left]).clips.to("cpu"), torch.from_numpy(right.clips))
             shares.append(float((apart > 2).float().mean()))
-        changed += len(uncut.collate([one]).clips.changes[0].steps) > 3  # color jitter has 4
+        changed += len(uncropped.collate([one]).clips.changes[0].steps) > 3  # color jitter has 4
     assert changed > 10
     assert np.mean(shares) < 0.01
     assert sum(share > 0.05 for share in shares) <= 4
@@ -149,28 +153,28 @@ def test_pairs_and_local_crops_equal_those_of_workers(tmp_path: Path) -> None:
         "mask": MASK,
         "local": LocalCrops(3, RandomResizedCrop(8), color),
     }
-    one, other = PairClips(videos, uncut=True, **keywords), PairClips(videos, **keywords)
+    one, other = PairClips(videos, uncropped=True, **keywords), PairClips(videos, **keywords)
     keys = [SampleKey(2, index) for index in range(4)]
-    uncut = one.collate([one[key] for key in keys])
-    batch, expected = uncut.to("cpu"), other.collate([other[key] for key in keys])
+    uncropped = one.collate([one[key] for key in keys])
+    batch, expected = uncropped.to("cpu"), other.collate([other[key] for key in keys])
     for left, right in ((batch.clips, expected.clips), (batch.local, expected.local)):
         apart = _differences(left, right)
         assert apart.float().mean() < 0.5
         assert apart.max() <= 12
     assert torch.equal(batch.mask, expected.mask)
-    assert isinstance(uncut.local, UncutClips)
+    assert isinstance(uncropped.local, UncroppedClips)
 
 
 def test_only_the_used_pixels_cross_to_the_device() -> None:
     frames = np.arange(2 * 30 * 40 * 3, dtype=np.uint8).reshape(2, 30, 40, 3)
     geometry = ClipGeometry(Rectangle(4, 6, 10, 20), (8, 8), Rectangle(0, 0, 8, 8), flip=True)
-    cut = UncutClip.of(frames, ClipChange(geometry=geometry))
+    cut = UncroppedClip.of(frames, ClipChange(geometry=geometry))
     assert cut.frames.shape == (2, 10, 20, 3)
-    clips = UncutClips.join([cut], lambda shape: torch.empty(shape, dtype=torch.uint8))
+    clips = UncroppedClips.join([cut], lambda shape: torch.empty(shape, dtype=torch.uint8))
     assert clips.pixels.shape == (2 * 10 * 20 * 3,)
     assert _differences(clips.to("cpu")[0], torch.from_numpy(geometry.apply_clip(frames))).max() <= 1
     steps = Augmentation(color=ColorJitter(brightness=0.4, contrast=0, saturation=0))
-    whole = UncutClip.of(frames, steps.draw(geometry, np.random.default_rng(0)))
+    whole = UncroppedClip.of(frames, steps.draw(geometry, np.random.default_rng(0)))
     assert whole.frames.shape == frames.shape  # an operation may read all pixels
 
 
@@ -178,8 +182,8 @@ def test_clips_under_autocast_are_the_same() -> None:
     frames = smooth_frames(2, 40, 50)
     geometry = ClipGeometry(Rectangle(4, 6, 30, 40), (24, 24), Rectangle(0, 0, 24, 24))
     augment = Augmentation(randaugment=RandAugment(layers=15, probability=1.0), color=JITTER)
-    clip = UncutClip.of(frames, augment.draw(geometry, np.random.default_rng(1)))
-    clips = UncutClips.join([clip], lambda shape: torch.empty(shape, dtype=torch.uint8))
+    clip = UncroppedClip.of(frames, augment.draw(geometry, np.random.default_rng(1)))
+    clips = UncroppedClips.join([clip], lambda shape: torch.empty(shape, dtype=torch.uint8))
     with torch.autocast("cpu", torch.bfloat16):
         under = clips.to("cpu")
     assert torch.equal(under, clips.to("cpu"))
@@ -192,8 +196,8 @@ def test_clips_on_a_gpu_equal_those_on_a_cpu() -> None:
     geometry = ClipGeometry(Rectangle(4, 6, 50, 60), (32, 32), Rectangle(0, 0, 32, 32), flip=True)
     for seed in range(20):
         augment = Augmentation(randaugment=RandAugment(layers=1, probability=1.0))
-        clip = UncutClip.of(frames, augment.draw(geometry, np.random.default_rng(seed)))
-        clips = UncutClips.join([clip], lambda shape: torch.empty(shape, dtype=torch.uint8))
+        clip = UncroppedClip.of(frames, augment.draw(geometry, np.random.default_rng(seed)))
+        clips = UncroppedClips.join([clip], lambda shape: torch.empty(shape, dtype=torch.uint8))
         on_gpu = clips.pin_memory().to("cuda", non_blocking=True)
         assert on_gpu.is_cuda
         assert (_differences(on_gpu.cpu(), clips.to("cpu")) > 2).float().mean() < 0.01
@@ -206,4 +210,4 @@ def test_other_data_sets_are_refused() -> None:
     with pytest.raises(
         UserError, match=r"clips of KeyFrames are cropped by their workers; set data\.augment_on"
     ):
-        leave_uncut(KeyFrames.__new__(KeyFrames))
+        leave_uncropped(KeyFrames.__new__(KeyFrames))

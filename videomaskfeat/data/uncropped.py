@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from videomaskfeat.data.clips import RecordClips, VideoClips
+from videomaskfeat.data.clips import ClipAugmentation, RecordClips, VideoClips
 from videomaskfeat.data.operations import Step
 from videomaskfeat.data.tensor_operations import RESAMPLING, TENSOR_OPERATIONS, crop_frames, erase
 from videomaskfeat.data.transforms import ClipGeometry, Rectangle
@@ -71,15 +71,34 @@ class ClipChange:
         return TENSOR_OPERATIONS[step.name](frames, *arguments)
 
 
+class DrawnAugmentation(ClipAugmentation, Protocol):
+    """An augmentation that another device can apply, too."""
+
+    def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
+        """The changes of a clip, with the random numbers of ``apply`` except those of noise."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
-class UncutClip:
+class UncroppedClip:
     """Frames uint8 [T, H, W, 3] of a video and their changes; the frames may be a view."""
 
     frames: np.ndarray
     change: ClipChange
 
     @classmethod
-    def of(cls, frames: np.ndarray, change: ClipChange) -> UncutClip:
+    def draw(
+        cls,
+        frames: np.ndarray,
+        geometry: ClipGeometry,
+        augment: DrawnAugmentation | None,
+        rng: np.random.Generator,
+    ) -> UncroppedClip:
+        """Frames with their crop and the random changes of an augmentation."""
+        return cls.of(frames, augment.draw(geometry, rng) if augment else ClipChange(geometry=geometry))
+
+    @classmethod
+    def of(cls, frames: np.ndarray, change: ClipChange) -> UncroppedClip:
         """Leave out the pixels that the crop does not use, unless an operation on whole frames reads them."""
         one = change.geometry
         source = one.source
@@ -93,8 +112,8 @@ class UncutClip:
 
 
 @dataclass(frozen=True)
-class UncutClips:
-    """Uncut clips of a batch; `to` returns the changed clips.
+class UncroppedClips:
+    """Uncropped clips of a batch; `to` returns the changed clips.
 
     Attributes:
         pixels: uint8 [bytes], the frames of one clip after the other.
@@ -107,7 +126,9 @@ class UncutClips:
     changes: tuple[ClipChange, ...]
 
     @classmethod
-    def join(cls, clips: Sequence[UncutClip], allocate: Callable[[tuple[int, ...]], Tensor]) -> UncutClips:
+    def join(
+        cls, clips: Sequence[UncroppedClip], allocate: Callable[[tuple[int, ...]], Tensor]
+    ) -> UncroppedClips:
         """Copy the frames into one tensor; ``allocate`` returns memory of a shape."""
         pixels = allocate((sum(clip.frames.size for clip in clips),))
         rest = pixels.numpy()
@@ -133,7 +154,7 @@ class UncutClips:
             start += size
         return torch.stack(clips)
 
-    def pin_memory(self) -> UncutClips:
+    def pin_memory(self) -> UncroppedClips:
         """With page-locked frames."""
         return replace(self, pixels=self.pixels.pin_memory())
 
@@ -141,21 +162,21 @@ class UncutClips:
         """Whether the frames are in the shared memory of a worker."""
         return self.pixels.is_shared()
 
-    def clone(self) -> UncutClips:
+    def clone(self) -> UncroppedClips:
         """With frames in memory of their own."""
         return replace(self, pixels=self.pixels.clone())
 
 
-def crop_later(frames: Sequence[np.ndarray], geometries: Sequence[ClipGeometry]) -> list[UncutClip]:
+def crop_later(frames: Sequence[np.ndarray], geometries: Sequence[ClipGeometry]) -> list[UncroppedClip]:
     """Clips whose only change is the crop."""
     return [
-        UncutClip.of(one, ClipChange(geometry=geometry))
+        UncroppedClip.of(one, ClipChange(geometry=geometry))
         for one, geometry in zip(frames, geometries, strict=True)
     ]
 
 
-def leave_uncut(dataset: RecordClips[Any, Any]) -> None:
-    """Let a data set make batches of `UncutClips`.
+def leave_uncropped(dataset: RecordClips[Any, Any]) -> None:
+    """Let a data set make batches of `UncroppedClips`.
 
     Raises:
         UserError: it cannot.
@@ -165,4 +186,4 @@ def leave_uncut(dataset: RecordClips[Any, Any]) -> None:
             f"data.augment_on=device: clips of {type(dataset).__name__} are cropped by their workers; set "
             "data.augment_on=workers"
         )
-    dataset.uncut = True
+    dataset.uncropped = True

@@ -25,6 +25,7 @@ from videomaskfeat.models.encoder_base import Encoder
 from videomaskfeat.models.limits import build_within_memory
 from videomaskfeat.models.mae import hidden_count, visible_places
 from videomaskfeat.models.maskfeat import MaskedEncoder, check_last_blocks, last_blocks
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.projection import MlpPredictor, TransformerPredictor, VisiblePredictor
 from videomaskfeat.models.vit import ViT
 from videomaskfeat.recipe import PretrainRecipe
@@ -47,7 +48,7 @@ class DepthFeatures(nn.Module):
         super().__init__()
         self.depths = tuple(depths)
         widths = [encoder.block_widths[depth - 1] for depth in depths[:-1]]
-        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=1e-6) for width in widths)
+        self.norms = nn.ModuleList(LayerNorm(width, eps=1e-6) for width in widths)
 
     def forward(self, encoder: Encoder, tokens: Tensor, grid: TokenGrid, at: Tensor | None = None) -> Tensor:
         """Tokens before the first block -> [B, N', sum of the widths], without class token.

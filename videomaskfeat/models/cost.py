@@ -33,6 +33,7 @@ def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
         count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)
         count.set_op_handle("videomaskfeat::attention", _token_attention_multiply_adds)
         count.set_op_handle("prim::PythonOp._WidenQueries", _relative_multiply_adds)
+        count.set_op_handle("prim::PythonOp._BlockedRelative", _relative_attention_multiply_adds)
         count.set_op_handle("videomaskfeat::linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::gelu_linear", _linear_multiply_adds)
         count.set_op_handle("videomaskfeat::normed_linear", _normed_linear_multiply_adds)
@@ -59,6 +60,14 @@ def _relative_multiply_adds(inputs: list[object], outputs: list[object]) -> floa
     """Queries [B, t, h, w, M, d] times the relative vectors [length, keys, d] of each axis."""
     queries, *offsets = (get_shape(value) for value in inputs[1:])
     return float(math.prod(queries) * sum(offset[1] for offset in offsets if offset))
+
+
+def _relative_attention_multiply_adds(inputs: list[object], outputs: list[object]) -> float:
+    """Queries of the class token and the grid, keys, values, codes, and the vectors of each axis."""
+    first, queries, k, v, _, *offsets = inputs
+    bias = _relative_multiply_adds([first, queries, *offsets], outputs)
+    rows = math.prod(get_shape(first)[:3]) + math.prod(get_shape(queries)[:5])  # over samples, tokens, heads
+    return bias + float(rows * get_shape(k)[1] * 2 * get_shape(v)[3])
 
 
 def _linear_multiply_adds(inputs: list[object], outputs: list[object]) -> float:

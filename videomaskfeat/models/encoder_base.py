@@ -18,6 +18,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.initialization import Initialization, draw_token, draw_weights
 from videomaskfeat.models.kernels.dense import linear
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import (
     CLASS,
     FIXED,
@@ -223,7 +224,7 @@ class Encoder(nn.Module):
         self.block_strides = tuple(strides or [(1, 1, 1)] * len(self.blocks))
         self.out_width, self.out_heads = widths[-1], heads
         self.output_stride = self.strides()[-1]
-        self.norm = nn.LayerNorm(self.out_width, eps=1e-6) if self.final_norm else nn.Identity()
+        self.norm = LayerNorm(self.out_width, eps=1e-6) if self.final_norm else nn.Identity()
         if self.initialization != "slowfast":
             for parameter in self.parameters(recurse=False):
                 draw_token(parameter, self.initialization)

@@ -16,6 +16,7 @@ from videomaskfeat.models.encoder_base import Encoder, as_clips, on_grid
 from videomaskfeat.models.initialization import initialize
 from videomaskfeat.models.layers import Perceptron
 from videomaskfeat.models.limits import check_positive
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.vit import Block
 
 HeadKind = Literal["mean", "norm_mean", "token", "linear", "attentive"]
@@ -93,11 +94,11 @@ class AttentiveHead(LinearHead):
         self.heads = heads
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         self.query = nn.Parameter(torch.empty(1, 1, width))
-        self.norm_tokens = nn.LayerNorm(width, eps=1e-6)
+        self.norm_tokens = LayerNorm(width, eps=1e-6)
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
-        self.norm_mlp = nn.LayerNorm(width, eps=1e-6)
+        self.norm_mlp = LayerNorm(width, eps=1e-6)
         self.mlp = Perceptron(width, 4 * width, width)
         nn.init.trunc_normal_(self.query, std=0.02)
         initialize([self.q, self.kv, self.proj, self.mlp.fc1, self.mlp.fc2, *self.blocks.modules()])

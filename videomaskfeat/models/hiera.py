@@ -17,6 +17,7 @@ from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_tri
 from videomaskfeat.models.kernels.attention import attention, attention_weights
 from videomaskfeat.models.layers import Linear, Perceptron, normed
 from videomaskfeat.models.limits import check_positive
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import AbsolutePositions
 
 
@@ -115,9 +116,9 @@ class HieraBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.unit, self.pool, self.project = unit, pool, in_width != out_width
-        self.norm1 = nn.LayerNorm(in_width, eps=1e-6)
+        self.norm1 = LayerNorm(in_width, eps=1e-6)
         self.attn = UnitAttention(in_width, out_width, heads, unit=unit, pool=pool, within=within)
-        self.norm2 = nn.LayerNorm(out_width, eps=1e-6)
+        self.norm2 = LayerNorm(out_width, eps=1e-6)
         self.mlp = Perceptron(out_width, int(out_width * mlp_ratio), out_width)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         if self.project:

@@ -16,6 +16,7 @@ from videomaskfeat.models.layers import Linear
 from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.mae import DecoderHead, hidden_count, visible_places
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import joint_positions
 
 
@@ -73,7 +74,7 @@ class HieraMAE(MaskedModel, Hiera):
             nn.Conv3d(self.block_widths[end], self.out_width, kernel, kernel)
             for end, kernel in zip(self.fused, kernels, strict=False)
         )
-        self.decoder_fusion_norm = nn.LayerNorm(self.out_width, eps=1e-6)
+        self.decoder_fusion_norm = LayerNorm(self.out_width, eps=1e-6)
         self.decoder_embed = Linear(self.out_width, decoder_width)
         self.mask_token = make_mask_token(decoder_width, self.initialization)
         self.output_native = self.native_grid.pooled(divide(self.mask_unit, self.final_unit))

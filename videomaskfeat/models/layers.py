@@ -48,13 +48,6 @@ def normed(layer: nn.Module, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
     return result
 
 
-def set_norm_eps(module: nn.Module, eps: float) -> None:
-    """Set the number that all layer norms of a module add to the variance."""
-    for layer in module.modules():
-        if isinstance(layer, nn.LayerNorm):
-            layer.eps = eps
-
-
 def per_channel(value: float | Sequence[float], axes: int = 2) -> Tensor:
     """One number, or one per channel, as float32 [1 or C, 1, ...], to broadcast over ``axes`` axes."""
     return torch.as_tensor(value, dtype=torch.float32).reshape(-1, *[1] * axes)

@@ -12,8 +12,9 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import on_grid
 from videomaskfeat.models.initialization import draw_weights, initialize
-from videomaskfeat.models.layers import Linear, set_norm_eps
+from videomaskfeat.models.layers import Linear
 from videomaskfeat.models.maskfeat import MaskedModel, make_mask_token
+from videomaskfeat.models.norms import LayerNorm, set_norm_eps
 from videomaskfeat.models.positions import FIXED, fixed_positions, joint_positions, position_channels
 from videomaskfeat.models.vit import Block, ViT
 
@@ -47,7 +48,7 @@ class DecoderHead(nn.Module):
         super().__init__()
         self.checkpoint_blocks = checkpoint_blocks
         blocks = [Block(width, heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias) for _ in range(depth)]
-        self.transforms = nn.ModuleList([nn.Sequential(*blocks, nn.LayerNorm(width, eps=1e-6))])
+        self.transforms = nn.ModuleList([nn.Sequential(*blocks, LayerNorm(width, eps=1e-6))])
         self.projections = nn.ModuleList([Linear(width, values_per_token)])
         initialize(self.transforms.modules(), std=linear_std)
         initialize(self.projections)

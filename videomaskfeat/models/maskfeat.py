@@ -14,6 +14,7 @@ from videomaskfeat.grid import TokenGrid, resize_mask
 from videomaskfeat.models.encoder_base import Encoder, Triple, as_clips, on_grid
 from videomaskfeat.models.initialization import Initialization, draw_head, draw_mask_token, initialize
 from videomaskfeat.models.limits import check_positive
+from videomaskfeat.models.norms import LayerNorm
 
 
 class MaskedModel(Encoder, ABC):
@@ -87,7 +88,7 @@ class PredictionHead(nn.Module):
 
     def __init__(self, width: int, values_per_token: int) -> None:
         super().__init__()
-        self.transforms = nn.ModuleList([nn.Sequential(nn.LayerNorm(width, eps=1e-6))])
+        self.transforms = nn.ModuleList([nn.Sequential(LayerNorm(width, eps=1e-6))])
         self.projections = nn.ModuleList([nn.Linear(width, values_per_token)])
         initialize(self.projections)
 

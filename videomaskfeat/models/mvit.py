@@ -19,6 +19,7 @@ from videomaskfeat.models.kernels.normed import normed_linear
 from videomaskfeat.models.kernels.pooling import Pool, leaves_gaps, pool_tokens, positions_read
 from videomaskfeat.models.layers import Linear, Perceptron, normed
 from videomaskfeat.models.limits import check_transformer
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
 
 WidenIn = Literal["mlp", "attention"]
@@ -75,23 +76,6 @@ class TokenPool(nn.Module):
         nn.init.trunc_normal_(self.weight, std=0.02)
 
 
-class HeadNorm(nn.LayerNorm):
-    """Layer norm over the head width, in float32 on the CPU.
-
-    There, torch sums the gradients of weight and bias in the input's type: in bfloat16, over 25,000 tokens,
-    the error of the bias gradient is as large as the gradient.
-    """
-
-    def __init__(self, head_width: int) -> None:
-        super().__init__(head_width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., d] -> [..., d], in the type of ``x``."""
-        if x.dtype in (torch.float32, torch.float64) or x.device.type != "cpu":
-            return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
-
-
 class PooledAttention(nn.Module):
     """Multi-head pooling attention (MViTv2, section 3.1), equal to PySlowFast's up to rounding.
 
@@ -144,9 +128,9 @@ class PooledAttention(nn.Module):
             nn.init.trunc_normal_(self.get_parameter(f"rel_pos_{axis}"), std=0.02)
         self.qkv = Linear(in_width, 3 * width, bias=qkv_bias)
         self.proj = Linear(width, width)
-        self.pool_q, self.norm_q = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
-        self.pool_k, self.norm_k = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
-        self.pool_v, self.norm_v = TokenPool(head_width, pool_kernel), HeadNorm(head_width)
+        self.pool_q, self.norm_q = TokenPool(head_width, pool_kernel), LayerNorm(head_width, eps=1e-6)
+        self.pool_k, self.norm_k = TokenPool(head_width, pool_kernel), LayerNorm(head_width, eps=1e-6)
+        self.pool_v, self.norm_v = TokenPool(head_width, pool_kernel), LayerNorm(head_width, eps=1e-6)
 
     def forward(
         self, tokens: Tensor, grid: TokenGrid, norm: nn.LayerNorm | None = None
@@ -302,7 +286,7 @@ class MultiScaleBlock(nn.Module):
         self.prefix = int(class_token)
         self.project_attention_input = inner_width != in_width
         self.project_mlp_input = inner_width != out_width
-        self.norm1 = nn.LayerNorm(in_width, eps=1e-6)
+        self.norm1 = LayerNorm(in_width, eps=1e-6)
         self.attn = PooledAttention(
             in_width,
             inner_width,
@@ -313,7 +297,7 @@ class MultiScaleBlock(nn.Module):
             **attention_arguments,
         )
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(inner_width, eps=1e-6)
+        self.norm2 = LayerNorm(inner_width, eps=1e-6)
         self.mlp = Perceptron(inner_width, int(inner_width * mlp_ratio), out_width)
         if in_width != out_width:
             self.proj = Linear(in_width, out_width)

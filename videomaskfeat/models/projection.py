@@ -15,6 +15,7 @@ from videomaskfeat.models.batch_norm import BatchNorm
 from videomaskfeat.models.initialization import initialize
 from videomaskfeat.models.layers import Linear, Perceptron
 from videomaskfeat.models.limits import check_positive, check_transformer
+from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import joint_positions
 from videomaskfeat.models.vit import Block, check_rotary
 
@@ -163,7 +164,7 @@ class TransformerPredictor(nn.Module):
         if positions is not None:
             nn.init.trunc_normal_(positions, std=0.02)
         self.layers = nn.ModuleList(Block(hidden_width, heads, rotary=rotary) for _ in range(depth))
-        self.norm = nn.LayerNorm(hidden_width, eps=1e-6)
+        self.norm = LayerNorm(hidden_width, eps=1e-6)
         self.widen = Linear(hidden_width, width)
         initialize(self.modules())
 

@@ -15,8 +15,9 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, attention_weights, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, normed, set_norm_eps
+from videomaskfeat.models.layers import Linear, Perceptron, normed
 from videomaskfeat.models.limits import check_transformer
+from videomaskfeat.models.norms import LayerNorm, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
 
 BIAS = "rel_pos_bias.table"
@@ -214,10 +215,10 @@ class Block(nn.Module):
         super().__init__()
         self.rotary, self.rotary_repeated = rotary, rotary_repeated
         self._relative_bias = (relative_bias,)  # in a tuple: no submodule, since all blocks share it
-        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.norm1 = LayerNorm(width, eps=1e-6)
         self.attn = Attention(width, heads, qkv_bias=qkv_bias)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
-        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.norm2 = LayerNorm(width, eps=1e-6)
         self.mlp = Perceptron(width, int(width * mlp_ratio), width)
         for name in ("gamma_1", "gamma_2"):
             gamma = None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale))

@@ -168,12 +168,13 @@ class PooledAttention(nn.Module):
         self, tokens: Tensor, grid: TokenGrid, norm: nn.LayerNorm | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Class token queries [B, P, M, d], grid queries [B, N', M, d], keys and values [B, P+N", M, d]."""
-        heads, bias = (self.heads, self.head_width), self.qkv.bias
+        heads = (self.heads, self.head_width)
         q_weight = self.pool_q.weight.repeat(self.heads, 1, 1, 1, 1)  # [D, 1, kt, kh, kw]
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
         q_pool = Pool(q_weight, self.width, self.q_stride)
         kv_pool = Pool(kv_weight, 2 * self.width, self.kv_stride)
         if self.reads_a_part and type(self.qkv) is Linear:  # LoRA replaces layers
+            bias = self.qkv.bias
             part, part_grid = self._part_read(tokens, grid)
             kv_pool = kv_pool._replace(stride=(self.kv_stride[0], *self.pool_kernel[1:]))
             q_all, kv_all = (

@@ -34,14 +34,14 @@ def test_values_and_gradients_equal_norm_and_layer(
 
 
 def test_each_gradient_can_be_left_out() -> None:
-    for kept in range(5):
+    for chosen in range(5):
         norm, layer = make(5, 7)
         x = torch.randn(4, 5, requires_grad=True)
         tensors = [x, *norm.parameters(), *layer.parameters()]
         for number, tensor in enumerate(tensors):
-            tensor.requires_grad_(number == kept)
+            tensor.requires_grad_(number == chosen)
         ours, expected = normed_linear(x, norm, layer.weight, layer.bias), layer(norm(x))
-        assert_same_gradients(ours, expected, [tensors[kept]])
+        assert_same_gradients(ours, expected, [tensors[chosen]])
 
 
 def test_gradients_are_the_derivatives() -> None:

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -136,7 +137,8 @@ def _request(method: str, url: str, headers: dict[str, str] | None = None) -> An
     try:
         response = pool.request(method, url, headers=headers)
     except errors as error:
-        raise RemoteError(f"no answer after {_TRIES} tries ({_phrase(error)})") from error
+        cause = getattr(error, "reason", None) or error  # of the last try
+        raise RemoteError(f"no answer after {_TRIES} tries ({_phrase(cause)})") from error
     if response.status in (404, 410):
         if method == "HEAD":
             raise FileNotFoundError(url)
@@ -207,4 +209,7 @@ def _store_error(url: str, error: Exception) -> UserError:
 
 def _phrase(error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
+    words = re.sub(
+        r"^HTTPS?Connection(Pool)?\(.*?\): ", "", words
+    )  # urllib3 names the server, as the address does
     return words if len(words) <= 200 else f"{words[:200]}..."

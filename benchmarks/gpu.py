@@ -96,12 +96,12 @@ def list_parts(out: Path, *, device: str, dry: bool) -> list[Part]:
     videomae = ["videomae"] if importlib.util.find_spec("transformers") else []
     tests = ["-m", "pytest", "-q", "-m", "cuda", "-rfE", "-p", "no:cacheprovider", *files_of_cuda_tests()]
     programs = [
-        Part(TESTS, tests, 150, 130),
+        Part(TESTS, tests, 150, 140),
         pretraining("mvitv2_s", 150, 90, "--graphs"),  # 200 steps; the graphs use what time is left
-        pretraining("mae_vit_b", 90, 70, *([] if dry else ["--steps", "100"])),
-        benchmark("step", 60, 40),
+        pretraining("mae_vit_b", 90, 60, *([] if dry else ["--steps", "60"])),
+        benchmark("step", 60, 35),
         benchmark("mae_step", 60, 30, "mae_step", *videomae),
-        benchmark("kernels", 45, 35, "hog", "attention", "roi_align"),
+        benchmark("kernels", 60, 40, "hog", "attention", "roi_align", "augment_on"),
         benchmark("finetune_step", 60, 35),
         benchmark("targets", 60, 40),
     ]

@@ -68,26 +68,28 @@ CASES = {
 
 
 class MemoryLoader:
-    """Returns prepared batches, in another order in each epoch.
+    """Returns prepared batches, in another order in each pass.
 
     Args:
         batches: batches on the CPU, in pinned memory for a GPU.
         seed: seed of the order.
+        passes: passes per epoch, since the engine waits for the device at the end of an epoch.
     """
 
-    def __init__(self, batches: list[PretrainBatch], *, seed: int = 0) -> None:
-        self._batches, self._seed = batches, seed
+    def __init__(self, batches: list[PretrainBatch], *, seed: int = 0, passes: int = 1) -> None:
+        self._batches, self._seed, self._passes = batches, seed, passes
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of an epoch."""
-        return len(self._batches)
+        """Batches per epoch."""
+        return len(self._batches) * self._passes
 
     def epoch(
         self, epoch: int, first_batch: int = 0, stop: Callable[[], bool] | None = None
     ) -> Iterator[PretrainBatch]:
         """The batches of an epoch; ``stop`` has no effect, since there is no waiting."""
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._batches))
+        rng = np.random.default_rng((self._seed, epoch))
+        order = np.concatenate([rng.permutation(len(self._batches)) for _ in range(self._passes)])
         for number in order[first_batch:]:
             yield self._batches[number]
 
@@ -106,7 +108,7 @@ def moving_patterns(count: int, frames: int, side: int, rng: np.random.Generator
     return clips
 
 
-def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoader:
+def make_loader(config: PretrainConfig, *, batches: int, pin: bool, passes: int = 1) -> MemoryLoader:
     """Batches of moving patterns with masks of the config."""
     rng = np.random.default_rng(0)
     recipe = PretrainRecipe.of(config)
@@ -120,7 +122,7 @@ def make_loader(config: PretrainConfig, *, batches: int, pin: bool) -> MemoryLoa
             torch.from_numpy(clips), torch.from_numpy(masks), index, hidden_cells=count_hidden(masks)
         )
         prepared.append(batch.pin_memory() if pin else batch)
-    return MemoryLoader(prepared)
+    return MemoryLoader(prepared, passes=passes)
 
 
 def build_config(
@@ -160,8 +162,9 @@ def pretrain(
         RunFailed: the loss is not finite.
     """
     batches = 2 if dry else 4
+    passes = max(steps // batches, 1)
     config = build_config(
-        CASES[name], device=device, steps=steps, batches=batches, dry=dry, compile_mode=compile_mode
+        CASES[name], device=device, steps=steps, batches=batches * passes, dry=dry, compile_mode=compile_mode
     )
     place = distributed.choose_device(device)
     if place.type == "cpu":
@@ -173,7 +176,7 @@ def pretrain(
     schedule = build_schedule(config.optim)
     optimizer = build_optimizer(config.optim, method.student, base_lr=schedule.base_lr)
     bf16 = uses_bf16(config.run.precision, place)
-    loader = make_loader(config, batches=batches, pin=place.type == "cuda")
+    loader = make_loader(config, batches=batches, passes=passes, pin=place.type == "cuda")
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         train(

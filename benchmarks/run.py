@@ -20,7 +20,17 @@ sys.path.insert(0, str(HERE.parent))
 
 from benchmarks.harness import Row, other_load, save, show  # noqa: E402  (the repository is not installed)
 
-GPU_NAMES = ("attention", "finetune_step", "hog", "mae_step", "roi_align", "step", "targets", "videomae")
+GPU_NAMES = (
+    "attention",
+    "augment_on",
+    "finetune_step",
+    "hog",
+    "mae_step",
+    "roi_align",
+    "step",
+    "targets",
+    "videomae",
+)
 """What depends on the device, and has a dry run."""
 
 

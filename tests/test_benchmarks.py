@@ -6,6 +6,7 @@ import inspect
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -114,12 +115,12 @@ def test_part_leaves_later_ones_their_time_and_is_not_started_without_its_own(tm
     assert run_parts(programs, tmp_path, deadline=time.monotonic() + 8, part_seconds=None, dry=True) == 1
     first, second = read(tmp_path / "gpu_summary.json")["parts"]
     assert (first["status"], second["status"]) == ("cut", "passed")
-    assert first["limit"] == pytest.approx(4, abs=0.5)
+    assert 2 <= first["limit"] <= 4  # 8 without the start of the run and the 4 of the second
     programs = [Part("long", sleeping, seconds=80, needed=60), Part("short", ["-c", ""], 60, 1)]
     assert run_parts(programs, tmp_path, deadline=time.monotonic() + 6, part_seconds=None, dry=True) == 1
     long, short = read(tmp_path / "gpu_summary.json")["parts"]
     assert (long["status"], short["status"]) == ("not run", "passed")
-    assert long["output"] == "6 s are left, and long needs about 60 s\n"
+    assert re.fullmatch(r"\d s are left, and long needs about 60 s\n", long["output"])
 
 
 def test_all_parts_fit_into_the_time_by_calculation(tmp_path: Path) -> None:
@@ -245,6 +246,12 @@ def test_batches_in_memory_come_in_another_order_each_epoch() -> None:
     assert first == list(loader.epoch(0)) != second
     assert sorted(first) == sorted(second)
     assert list(loader.epoch(1, 7)) == second[7:]
+    twice: Any = MemoryLoader([f"batch {i}" for i in range(20)], passes=2)  # type: ignore[misc]
+    batches = list(twice.epoch(0))
+    assert len(batches) == twice.batches_per_epoch == 40
+    assert sorted(batches[:20]) == sorted(batches[20:]) == sorted(first)
+    assert batches[:20] != batches[20:]
+    assert list(twice.epoch(0, 23)) == batches[23:]
 
 
 @pytest.mark.parametrize("run", ["mae", "ibot"])

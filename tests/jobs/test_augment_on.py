@@ -116,6 +116,16 @@ def test_stage_of_the_device_is_measured(name: str, sample: Path, tmp_path: Path
     assert printed["device"] == pytest.approx(1e3 * seconds["device"], abs=6e-4)
 
 
+def test_stage_of_the_device_is_measured_in_detection(tmp_path: Path, verb: Verb) -> None:
+    yaml, figures = tmp_path / "config.yaml", tmp_path / "figures.json"
+    yaml.write_text("color: {brightness: 0.4}\n")
+    words = [*make_action_set(tmp_path).overrides(tmp_path / "run"), ON_DEVICE]
+    code, _, err = verb("bench-data", "--config", yaml, *words, "--clips", "6", "--out", f"{figures}")
+    assert code == 0, err
+    seconds = simplejson.loads(figures.read_text())["seconds_per_clip"]
+    assert seconds["device"] > 0 == seconds["resize"]
+
+
 def test_stage_of_the_device_is_counted_once_in_a_step(
     sample: Path, tmp_path: Path, verb: Verb, monkeypatch: pytest.MonkeyPatch
 ) -> None:

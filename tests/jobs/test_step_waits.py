@@ -93,8 +93,8 @@ WITHOUT_LARS = importlib.util.find_spec("pytorch_optimizer") is None
 LARS_MARK = pytest.mark.skipif(WITHOUT_LARS, reason="pytorch_optimizer is not installed")
 
 
-def make_run(case: str, sample: Path, folder: Path) -> Run:
-    """A run of the case with networks without data."""
+def make_run(case: str, sample: Path, folder: Path, device: torch.device, *overrides: str) -> Run:
+    """A run of the case on a device."""
     schema, kind, words = CASES[case]
     if schema is DetectConfig:
         words = [*make_action_set(folder).overrides(folder / "run"), *words]
@@ -110,7 +110,16 @@ def make_run(case: str, sample: Path, folder: Path) -> Run:
     paths = {"TEACHER": "teacher.safetensors", "TOKENIZER": "tokenizer.safetensors"}
     for name, path in paths.items():
         words = [word.replace(name, str(folder / path)) for word in words]
-    return kind(load_config(schema, None, [*words, "run.precision=bf16"]), DEVICE)
+    return kind(load_config(schema, None, [*words, "run.precision=bf16", *overrides]), device)
+
+
+def training_of(run: Run, monkeypatch: pytest.MonkeyPatch) -> Training[Any]:
+    """What the run passes to the engine, with the lag of a GPU."""
+    trainings: list[Training[Any]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "train", trainings.append)
+        run._loop()
+    return replace(trainings[0], options=replace(trainings[0].options, check_lag=1))
 
 
 @pytest.mark.parametrize(
@@ -125,15 +134,11 @@ def test_launching_a_step_never_waits(
     stay on the device.
     """
     act_as_on_a_device(monkeypatch)
-    trainings: list[Training[Any]] = []
-    monkeypatch.setattr(run_module, "train", trainings.append)
     monkeypatch.setattr(steps_module, "_numbers_on", lambda device, own: torch.empty(len(own), device=device))
     monkeypatch.setattr(steps_module, "_for_host", lambda values: values)
-    run = make_run(case, sample, tmp_path)
-    run._loop()  # type: ignore[arg-type]
-    training = replace(trainings[0], options=replace(trainings[0].options, check_lag=1))
-    steps = Steps(training, None)
-    accumulate = training.options.accumulate
+    run = make_run(case, sample, tmp_path, DEVICE)
+    training = training_of(run, monkeypatch)
+    steps, accumulate = Steps(training, None), training.options.accumulate
     with run.loader:
         stream = run.loader.epoch(0)
         for number in range(2):
@@ -148,3 +153,29 @@ def test_launching_a_step_never_waits(
     newest = steps._launched[-1]
     assert newest._numbers.is_meta  # type: ignore[union-attr]
     assert all(not isinstance(value, Tensor) or value.is_meta for value in newest._further.values())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize(
+    "case", ["finetune of device crops", "detect poses", "ibot", "latent of visible positions", "vq"]
+)
+def test_launching_a_step_on_a_gpu_never_waits(
+    case: str, sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch raises if the host waits for the GPU in the second step, also while it crops clips and erases."""
+    erasing = ["augment.erasing=1"] if "crops" in case else []
+    run = make_run(case, sample, tmp_path, torch.device("cuda", 0), *erasing)
+    training = training_of(run, monkeypatch)
+    steps = Steps(training, None)
+    with run.loader:
+        stream = run.loader.epoch(0)
+        for number in range(2):
+            data = StepBatches(list(islice(stream, training.options.accumulate)), 0.0)
+            torch.cuda.set_sync_debug_mode("error" if number else "default")
+            try:
+                steps.launch(data, StopSignals(), 0.0)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            steps.settle(keep=1)
+    steps.settle(keep=0)
+    assert steps.record["step"] == 2

@@ -24,6 +24,7 @@ from videomaskfeat.cli import main
 from videomaskfeat.data import remote
 from videomaskfeat.data.formats import load_records
 from videomaskfeat.data.loader import ClipLoader
+from videomaskfeat.data.remote import RemoteError, read_range
 from videomaskfeat.data.shards import PackedVideo
 from videomaskfeat.errors import UserError
 from videomaskfeat.jobs.pack import pack
@@ -132,13 +133,34 @@ def test_busy_servers_are_asked_again_and_dead_ones_named(server: Server, tmp_pa
 
 
 @needs_urllib3
+def test_silent_server_gets_one_try_until_it_answers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten videos must fail before a training ends, so five tries of 20 seconds for each would take long."""
+    monkeypatch.setattr(remote, "_READ_SECONDS", 0.2)
+    remote._http_pool.cache_clear()
+    try:
+        with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+            place = silent.getsockname()[1]
+            for tries in ("5 requests", "1 request"):
+                with pytest.raises(RemoteError, match=rf"no answer to {tries} \(Read timed out"):
+                    read_range(f"http://127.0.0.1:{place}/000000.tar", 0, 10)
+        monkeypatch.setattr(remote, "_silent_servers", {server.url.partition("//")[2]})
+        assert len(read_range(f"{server.url}/000000.tar", 0, 10)) == 10
+        assert not remote._silent_servers
+    finally:
+        remote._http_pool.cache_clear()
+
+
+@needs_urllib3
 def test_missing_shards_and_indexes_are_named(server: Server) -> None:
     (server.folder / "000001.tar").unlink()
     with pytest.raises(UserError, match=r"shards are missing \(000001\.tar\)"):
         load_records(f"{server.url}/index.json")
     with pytest.raises(UserError, match=r"/other\.json: no such file on the server; check the address"):
         load_records(f"{server.url}/other.json")
-    with pytest.raises(UserError, match=r"http://127\.0\.0\.1:9/index\.json: no answer after 5 tries"):
+    with pytest.raises(
+        UserError,
+        match=r"http://127\.0\.0\.1:9/index\.json: no answer to 5 requests \((?!HTTP)[^(]*refused\); check",
+    ):
         load_records("http://127.0.0.1:9/index.json")
     with pytest.raises(UserError, match=r"ftp://host/index\.json: cannot read ftp://; use http"):
         load_records("ftp://host/index.json")

@@ -1,7 +1,8 @@
 """Reading parts of files over HTTP and from object stores.
 
 urllib3 reads http:// and https://, fsspec's file systems read s3:// and gs://; each retries by itself. A
-server that does not answer is reported within two minutes: five tries, or six of gcsfs, of 20 seconds.
+server that does not answer is reported within two minutes: five tries, or six of gcsfs, of 20 seconds. In a
+training, where ten videos in a row must fail, a web server is reported within five minutes.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import importlib
 import importlib.util
 import logging
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from videomaskfeat.errors import UserError
+from videomaskfeat.errors import UserError, counted
 from videomaskfeat.io import make_folder, whole_file
 
 logger = logging.getLogger(__name__)
@@ -27,6 +30,8 @@ CACHE = "VIDEOMASKFEAT_SHARD_CACHE"
 _FREE_SHARE = 0.05  # of the disk stays free
 _TRIES = 5
 _CONNECT_SECONDS, _READ_SECONDS = 10.0, 20.0  # per try; a worker counts as stuck after data.read_seconds
+_silent_servers: set[str] = set()
+"""Servers that did not answer the last request of this process: they get one try, until one succeeds."""
 _PARALLEL = 16  # requests for the sizes of shards
 _OBJECT_STORES = {"s3": "s3fs", "gs": "gcsfs"}
 
@@ -133,10 +138,20 @@ def _request(method: str, url: str, headers: dict[str, str] | None = None) -> An
         RemoteError: no answer, or another error.
     """
     pool, errors = _http_pool(os.getpid())
+    server = urlsplit(url).netloc
+    tries = _TRIES
+    options: dict[str, Any] = {}
+    if server in _silent_servers:
+        once = _import("urllib3").Retry(total=None, connect=0, read=0, other=0, raise_on_status=False)
+        tries, options = 1, {"retries": once}
     try:
-        response = pool.request(method, url, headers=headers)
+        response = pool.request(method, url, headers=headers, **options)
     except errors as error:
-        raise RemoteError(f"no answer after {_TRIES} tries ({_phrase(error)})") from error
+        _silent_servers.add(server)
+        cause = getattr(error, "reason", None) or error  # of the last try
+        count = counted(tries, "request")
+        raise RemoteError(f"no answer to {count} ({_phrase(cause)})") from error
+    _silent_servers.discard(server)
     if response.status in (404, 410):
         if method == "HEAD":
             raise FileNotFoundError(url)
@@ -207,4 +222,7 @@ def _store_error(url: str, error: Exception) -> UserError:
 
 def _phrase(error: Exception) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
+    words = re.sub(
+        r"^HTTPS?Connection(Pool)?\(.*?\): ", "", words
+    )  # urllib3 names the server, as the address does
     return words if len(words) <= 200 else f"{words[:200]}..."

@@ -48,9 +48,9 @@ def test_budget_recomputes_blocks_and_changes_no_weight(
 def test_budget_that_is_too_small_is_refused_before_anything_is_written(
     pretrain: Pretrain, tmp_path: Path
 ) -> None:
-    code, text = pretrain("run.memory_gb=0.001")
+    code, text = pretrain("run.memory_gb=0.0001")
     assert code == 2
-    assert "run.memory_gb=0.001: a step with " in text
+    assert "run.memory_gb=0.0001: a step with " in text
     assert not (tmp_path / "run").exists()
 
 

@@ -30,6 +30,17 @@ def test_gradients_over_25000_tokens_are_exact(dtype: torch.dtype) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["vit_pico", "hiera_pico"])
+def test_models_in_bfloat16_run_on_the_cpu(name: str) -> None:
+    torch.manual_seed(0)
+    model = create_model(name).eval()
+    clips = torch.randn(1, 3, 4, 32, 32)
+    exact = model(clips)
+    actual = model.bfloat16()(clips.bfloat16())
+    assert actual.dtype == torch.bfloat16
+    assert (actual - exact).norm() < 0.05 * exact.norm()  # twelve layers of values with 8 bits
+
+
 @pytest.mark.parametrize("name", ["maskfeat_mvitv2_nano", "mae_vit_pico", "mae_hiera_pico", "mvitv2_nano"])
 def test_every_norm_of_a_model_has_exact_gradients(name: str) -> None:
     norms = [module for module in create_model(name).modules() if isinstance(module, nn.LayerNorm)]

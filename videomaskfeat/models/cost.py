@@ -29,12 +29,12 @@ def multiply_adds(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> float:
     """
     was_training = model.training
     partial: list[Any] = [module for module in model.modules() if getattr(module, "reads_a_part", False)]
-    for module in partial:
-        module.reads_a_part = False
     device = next(model.parameters()).device
     inputs = tuple(value.to(device) for value in inputs)
     model.eval()
     try:
+        for module in partial:
+            module.reads_a_part = False
         count = FlopCountAnalysis(model, inputs)
         count.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
         count.set_op_handle("aten::scaled_dot_product_attention", _attention_multiply_adds)

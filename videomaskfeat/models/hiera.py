@@ -15,7 +15,7 @@ from videomaskfeat.errors import UserError, check_name
 from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import attention, attention_weights
-from videomaskfeat.models.layers import Linear, Perceptron, normed
+from videomaskfeat.models.layers import Linear, Perceptron, apply_linear
 from videomaskfeat.models.limits import check_positive
 from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import AbsolutePositions
@@ -82,7 +82,7 @@ class UnitAttention(nn.Module):
 
     def _project(self, tokens: Tensor, norm: nn.LayerNorm | None = None) -> list[Tensor]:
         """Queries, keys and values [B or B*U, N, M, d] of grouped tokens [B, U*u, D]."""
-        q, k, v = normed(self.qkv, tokens, norm).chunk(3, dim=-1)
+        q, k, v = apply_linear(self.qkv, tokens, norm).chunk(3, dim=-1)
         q = pool_units(q, self.unit, self.pool)
         if self.within:
             size = math.prod(self.unit)

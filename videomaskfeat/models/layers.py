@@ -37,10 +37,10 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Tensor, norm: nn.LayerNorm | None = None) -> Tensor:
         """[..., D] -> [..., D'], after a layer norm if there is one."""
-        return self.fc2(normed(self.fc1, x, norm))
+        return self.fc2(apply_linear(self.fc1, x, norm))
 
 
-def normed(layer: nn.Module, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
+def apply_linear(layer: nn.Module, x: Tensor, norm: nn.LayerNorm | None) -> Tensor:
     """A linear layer, after a layer norm if there is one; see :func:`normed_linear`."""
     if type(layer) is Linear:  # LoRA replaces layers
         return normed_linear(x, norm, layer.weight, layer.bias)

@@ -16,8 +16,8 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, as_triple
 from videomaskfeat.models.kernels.attention import Relative, attention, attention_weights
 from videomaskfeat.models.kernels.normed import normed_linear
-from videomaskfeat.models.kernels.pooling import Pool, leaves_gaps, pool_tokens, positions_read
-from videomaskfeat.models.layers import Linear, Perceptron, normed
+from videomaskfeat.models.kernels.pooling import Pool, find_read_positions, leaves_gaps, pool_tokens
+from videomaskfeat.models.layers import Linear, Perceptron, apply_linear
 from videomaskfeat.models.limits import check_transformer
 from videomaskfeat.models.norms import LayerNorm
 from videomaskfeat.models.positions import AbsolutePositions, constant_table, resize_table
@@ -173,9 +173,10 @@ class PooledAttention(nn.Module):
         kv_weight = torch.cat((self.pool_k.weight,) * self.heads + (self.pool_v.weight,) * self.heads)
         q_pool = Pool(q_weight, self.width, self.q_stride)
         kv_pool = Pool(kv_weight, 2 * self.width, self.kv_stride)
-        if self.reads_a_part and type(self.qkv) is Linear:  # LoRA replaces layers
+        # Elsewhere not measured; LoRA replaces layers.
+        if self.reads_a_part and tokens.device.type == "cpu" and type(self.qkv) is Linear:
             bias = self.qkv.bias
-            part, part_grid = self._part_read(tokens, grid)
+            part, part_grid = self._take_read_tokens(tokens, grid)
             kv_pool = kv_pool._replace(stride=(self.kv_stride[0], *self.pool_kernel[1:]))
             q_all, kv_all = (
                 normed_linear(x, norm, self.qkv.weight[rows], None if bias is None else bias[rows])
@@ -185,7 +186,7 @@ class PooledAttention(nn.Module):
             kv_first, kv = pool_tokens(kv_all, self.prefix, part_grid, [kv_pool])
         else:
             first, q, kv = pool_tokens(  # [B, P, 3D], [B, t', h', w', D], [B, t", h", w", 2D]
-                normed(self.qkv, tokens, norm), self.prefix, grid.shape, [q_pool, kv_pool]
+                apply_linear(self.qkv, tokens, norm), self.prefix, grid.shape, [q_pool, kv_pool]
             )
             q_first, kv_first = first.split([self.width, 2 * self.width], dim=-1)
         kv = torch.cat([kv_first, kv.flatten(1, 3)], dim=1)  # [B, P+N", 2D]
@@ -193,10 +194,10 @@ class PooledAttention(nn.Module):
         q_first, q = (self.norm_q(x.unflatten(-1, heads)) for x in (q_first, q.flatten(1, 3)))
         return q_first, q, self.norm_k(k), self.norm_v(v)
 
-    def _part_read(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Triple]:
+    def _take_read_tokens(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, Triple]:
         """The tokens that the windows of keys and values contain, [B, P+n, D], and their grid."""
         rows, columns = (
-            constant_table(positions_read, length, size, step, device=tokens.device)
+            constant_table(find_read_positions, length, size, step, device=tokens.device)
             for length, size, step in zip(
                 grid.shape[1:], self.pool_kernel[1:], self.kv_stride[1:], strict=True
             )
@@ -305,11 +306,18 @@ class MultiScaleBlock(nn.Module):
 
     def forward(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid]:
         """Tokens [B, P+N, D] on ``grid`` -> [B, P+N', D'] and the new grid."""
-        attended, new_grid = self.attn(tokens, grid, self.norm1)  # [B, P+N', inner]
-        skip = normed(self.proj, tokens, self.norm1) if self.project_attention_input else tokens
+        if self.project_attention_input:
+            normalized = self.norm1(tokens)
+            attended, new_grid = self.attn(normalized, grid)  # [B, P+N', inner]
+            skip = self.proj(normalized)  # [B, P+N, inner]
+        else:
+            attended, new_grid = self.attn(tokens, grid, self.norm1)
+            skip = tokens
         tokens = self._pool_skip(skip, grid) + self.drop_path(attended)  # [B, P+N', inner]
-        skip = normed(self.proj, tokens, self.norm2) if self.project_mlp_input else tokens
-        return skip + self.drop_path(self.mlp(tokens, self.norm2)), new_grid
+        if self.project_mlp_input:
+            normalized = self.norm2(tokens)
+            return self.proj(normalized) + self.drop_path(self.mlp(normalized)), new_grid
+        return tokens + self.drop_path(self.mlp(tokens, self.norm2)), new_grid
 
     def attention_weights(self, tokens: Tensor, grid: TokenGrid) -> tuple[Tensor, TokenGrid, TokenGrid]:
         """Shares [B, M, P+N', P+N"] for tokens [B, P+N, D] on ``grid``; grids of queries and keys."""
@@ -348,7 +356,8 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, frames: Tensor, *window: list[int]) -> Tensor:
         pooled, indices = torch.ops.aten.max_pool2d_with_indices(frames, *window)
-        ctx.save_for_backward(indices.int())
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(indices.int())
         ctx.shape, ctx.strides, ctx.window = frames.shape, frames.stride(), window
         return pooled
 

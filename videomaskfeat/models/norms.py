@@ -1,23 +1,22 @@
-"""Layer norm with exact gradients in bfloat16 on the CPU."""
+"""Layer norm with float32 sums in its gradients, also in bfloat16 on the CPU."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 
 class LayerNorm(nn.LayerNorm):
-    """`torch.nn.LayerNorm`, in float32 on the CPU.
+    """`torch.nn.LayerNorm`, on the CPU in float32 if its weights are.
 
-    There, torch sums the gradients of weight and bias in the input's type: in bfloat16, over 25,000 tokens,
-    the error of the bias gradient is as large as the gradient.
+    There, torch sums the gradients of weight and bias in the input's type: in bfloat16 over 25,000 tokens,
+    they are wrong by 15 to 40 %.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D], in the type of ``x``."""
-        if x.dtype in (torch.float32, torch.float64) or x.device.type != "cpu":
+        if x.device.type != "cpu":
             return super().forward(x)
-        return super().forward(x.float()).to(x.dtype)
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 def set_norm_eps(module: nn.Module, eps: float) -> None:

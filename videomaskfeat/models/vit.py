@@ -15,7 +15,7 @@ from videomaskfeat.grid import TokenGrid
 from videomaskfeat.models.encoder_base import CubeEmbed, Encoder, Triple, cut_cubes
 from videomaskfeat.models.initialization import Initialization
 from videomaskfeat.models.kernels.attention import attention, attention_weights, biased_attention
-from videomaskfeat.models.layers import Linear, Perceptron, normed
+from videomaskfeat.models.layers import Linear, Perceptron, apply_linear
 from videomaskfeat.models.limits import check_transformer
 from videomaskfeat.models.norms import LayerNorm, set_norm_eps
 from videomaskfeat.models.positions import FIXED, AbsolutePositions, constant_table, position_channels
@@ -177,7 +177,7 @@ class Attention(nn.Module):
         self, tokens: Tensor, rotary: Tensor | None, norm: nn.LayerNorm | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, scaled, keys and values, [B, N, M, d] each."""
-        q, k, v = normed(self.qkv, tokens, norm).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        q, k, v = apply_linear(self.qkv, tokens, norm).unflatten(-1, (3, self.heads, -1)).unbind(2)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
         return q * self.scale, k, v

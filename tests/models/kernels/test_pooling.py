@@ -10,10 +10,10 @@ from tests.autograd import assert_same_gradients
 from videomaskfeat.models.kernels.pooling import (
     Pool,
     depthwise_conv3d,
+    find_read_positions,
     leaves_gaps,
     plain_pool_tokens,
     pool_tokens,
-    positions_read,
 )
 
 Triple = tuple[int, int, int]
@@ -177,7 +177,7 @@ def test_positions_read_are_those_of_the_windows(length: int, size: int, step: i
     """Listed by hand; and a convolution with step ``size`` over them equals one over all positions."""
     windows = [range(center - size // 2, center + size // 2 + 1) for center in range(0, length, step)]
     expected = [place for window in windows for place in window if 0 <= place < length]
-    positions = positions_read(length, size, step, device=torch.device("cpu"))
+    positions = find_read_positions(length, size, step, device=torch.device("cpu"))
     assert positions.tolist() == expected
     x, weight = torch.randn(1, 1, length), torch.randn(1, 1, size)
     whole = torch.nn.functional.conv1d(x, weight, stride=step, padding=size // 2)

@@ -1,4 +1,5 @@
-"""Fast CPU versions of ``dense.linear``, ``pooling.pool_tokens`` and ``attention.attention``.
+"""Fast CPU versions of ``dense.linear``, ``normed.normed_linear``, ``pooling.pool_tokens`` and
+``attention.attention``.
 
 Each has a plain version of torch's own operators, for exported graphs, which run without this package.
 """

@@ -148,12 +148,12 @@ class _WidenQueries(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, rest: Tensor, *offsets: Tensor | None) -> Tensor:
         ctx.save_for_backward(rest, *offsets)
-        return _widened(first, rest, offsets)
+        return _widen(first, rest, offsets)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rest, *offsets = ctx.saved_tensors
-        return _widened_gradients(grad, rest, offsets)
+        return _widen_backward(grad, rest, offsets)
 
 
 class _BlockedRelative(torch.autograd.Function):
@@ -164,18 +164,19 @@ class _BlockedRelative(torch.autograd.Function):
         ctx: Any, first: Tensor, rest: Tensor, k: Tensor, v: Tensor, codes: Tensor, *offsets: Tensor | None
     ) -> Tensor:
         ctx.save_for_backward(first, rest, k, v, codes, *offsets)
-        return _blocked_attention(_widened(first, rest, offsets), _widen_keys(k, codes), v)
+        return _blocked_attention(_widen(first, rest, offsets), _widen_keys(k, codes), v)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         first, rest, k, v, codes, *offsets = ctx.saved_tensors
-        q = _widened(first, rest, offsets)
+        q = _widen(first, rest, offsets)
         grad_q, grad_k, grad_v = _blocked_attention_backward(grad, q, _widen_keys(k, codes), v)
-        grad_first, grad_rest, *grad_offsets = _widened_gradients(grad_q, rest, offsets)
+        grad_first, grad_rest, *grad_offsets = _widen_backward(grad_q, rest, offsets)
         return grad_first, grad_rest, grad_k[..., : k.shape[3]], grad_v, None, *grad_offsets
 
 
-def _widened(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
+def _widen(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
+    """See :func:`_widen_queries`."""
     batch, prefix, heads, width = first.shape
     lengths = [0 if offset is None else offset.shape[1] for offset in offsets]
     tokens = prefix + math.prod(rest.shape[1:4])
@@ -193,10 +194,10 @@ def _widened(first: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]) -> T
     return wide
 
 
-def _widened_gradients(
+def _widen_backward(
     grad: Tensor, rest: Tensor, offsets: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of the arguments of :func:`_widened` from that of its result."""
+    """Gradients of the arguments of :func:`_widen` from that of its result."""
     width, prefix = rest.shape[5], grad.shape[1] - math.prod(rest.shape[1:4])
     body = grad[:, prefix:].unflatten(1, rest.shape[1:4])  # [B, t, h, w, M, d + keys]
     grad_rest = body[..., :width].contiguous()
@@ -266,7 +267,7 @@ def _blocked_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, heads, _ = q.shape
-    grad_q = q.new_empty(batch, heads, queries, q.shape[3]).transpose(1, 2)  # as :func:`_widened`
+    grad_q = q.new_empty(batch, heads, queries, q.shape[3]).transpose(1, 2)  # as :func:`_widen`
     # Sums over blocks of queries are always in float32; the memory of each head is contiguous.
     wide = torch.promote_types(k.dtype, torch.float32)
     grad_k, grad_v = (x.new_zeros(batch, heads, x.shape[1], x.shape[3], dtype=wide) for x in (k, v))
@@ -295,7 +296,8 @@ def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     batch, queries, heads, width = q.shape
     grad_q = q.new_empty(batch, heads, queries, width).transpose(1, 2)
-    return grad_q, k.new_empty(k.shape), v.new_empty(v.shape)
+    grad_k, grad_v = (x.new_empty(batch, heads, x.shape[1], x.shape[3]).transpose(1, 2) for x in (k, v))
+    return grad_q, grad_k, grad_v
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

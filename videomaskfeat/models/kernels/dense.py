@@ -63,6 +63,7 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, bias: Tensor | None = None, *, library: str) -> Tensor:
+    # oneDNN refuses empty tensors.
     if _ONEDNN and library == "onednn" and a.dtype == torch.float32 and a.numel():
         return torch.ops.mkldnn._linear_pointwise(a, b, bias, "none", [], "")
     return F.linear(a, b, bias)
@@ -99,7 +100,7 @@ def _linear_backward(
 def _gelu_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x [n, D] before the activation; weight [D', D] may have a wider type than x and bias."""
     weight = weight.to(x.dtype)
-    return join([product(F.gelu(x[rows]), weight, bias) for rows in row_blocks(x)])
+    return in_row_blocks(lambda rows: product(F.gelu(rows), weight, bias), x)
 
 
 @torch.library.custom_op("videomaskfeat::gelu_linear_backward", mutates_args=(), device_types="cpu")
@@ -110,7 +111,7 @@ def _gelu_linear_backward(
     grad_x = x.new_empty(x.shape if needs_input else 0)
     grad_weights = []
     narrow = weight.to(x.dtype)
-    for rows in row_blocks(x):
+    for rows in split_rows(x):
         if needs_input:
             grad_h = product(grad[rows], narrow.t())
             torch.ops.aten.gelu_backward.grad_input(grad_h, x[rows], grad_input=grad_x[rows])
@@ -119,21 +120,32 @@ def _gelu_linear_backward(
     return grad_x, sum_gradients(grad_weights, weight)
 
 
-def row_blocks(x: Tensor) -> list[slice]:
+def split_rows(x: Tensor) -> list[slice]:
     """Blocks of the rows of x [n, D] that bound the memory for intermediate values."""
     return [slice(start, start + _ROWS_PER_BLOCK) for start in range(0, max(x.shape[0], 1), _ROWS_PER_BLOCK)]
 
 
 def sum_gradients(gradients: list[Tensor], like: Tensor) -> Tensor:
-    """The sum in the type of ``like``; an empty tensor for none."""
-    total = gradients[0].to(like.dtype).contiguous() if gradients else like.new_empty(0)
+    """The sum, formed in float32 at least, in the type of ``like``; an empty tensor for an empty list."""
+    if not gradients:
+        return like.new_empty(0)
+    total = gradients[0].to(torch.promote_types(like.dtype, torch.float32)).contiguous()
     for gradient in gradients[1:]:
         total += gradient
-    return total
+    return total.to(like.dtype)
 
 
-def join(blocks: list[Tensor]) -> Tensor:
-    return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
+def in_row_blocks(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)`` of a function that treats each row alone, one block of rows at a time."""
+    first, *others = split_rows(x)
+    result = function(x[first])
+    if not others:
+        return result
+    whole = result.new_empty(len(x), result.shape[1])
+    whole[first] = result
+    for rows in others:
+        whole[rows] = function(x[rows])
+    return whole
 
 
 @_gelu_linear.register_fake

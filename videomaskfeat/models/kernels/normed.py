@@ -9,27 +9,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.compiler import is_exporting
 
-from videomaskfeat.models.kernels.dense import join, linear, outer_sum, product, row_blocks, sum_gradients
+from videomaskfeat.models.kernels.dense import (
+    in_row_blocks,
+    linear,
+    outer_sum,
+    product,
+    split_rows,
+    sum_gradients,
+)
 
 
 def normed_linear(x: Tensor, norm: nn.LayerNorm | None, weight: Tensor, bias: Tensor | None) -> Tensor:
     """A linear layer after a layer norm over the last axis. First derivatives only on the CPU.
 
     The CPU recomputes the normalized values in the backward pass instead of storing them, and sums the
-    gradients of the norm in float32: torch sums them in the type of ``x``, and the errors of 25,000 sums in
-    bfloat16 are as large as the gradients.
+    gradients of the norm in float32, as :class:`~videomaskfeat.models.norms.LayerNorm`. Hooks of the norm do
+    not run there.
 
     Args:
         x: float [..., D].
-        norm: a layer norm of width D, with weight and bias; None for none.
+        norm: a layer norm of width D, with weight and bias; None for no norm.
         weight: [D', D].
         bias: [D'] or None.
 
     Returns:
         [..., D'], in autocast's type if it is enabled.
     """
-    if norm is None:
-        return linear(x, weight, bias)
+    if norm is None or norm.bias is None:
+        return linear(x if norm is None else norm(x), weight, bias)
     if x.device.type != "cpu" or is_exporting():
         return F.linear(norm(x), weight, bias)
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
@@ -52,8 +59,11 @@ def _normed_linear(
 ) -> Tensor:
     """x [n, D], weight [D', D] -> [n, D'] in ``dtype``."""
     shape, weight = norm_weight.shape, weight.to(dtype)
-    blocks = (F.layer_norm(x[rows], shape, norm_weight, norm_bias, eps) for rows in row_blocks(x))
-    return join([product(block.to(dtype), weight, bias) for block in blocks])
+
+    def multiply(rows: Tensor) -> Tensor:
+        return product(F.layer_norm(rows, shape, norm_weight, norm_bias, eps).to(dtype), weight, bias)
+
+    return in_row_blocks(multiply, x)
 
 
 @torch.library.custom_op("videomaskfeat::normed_linear_backward", mutates_args=(), device_types="cpu")
@@ -70,12 +80,14 @@ def _normed_linear_backward(
     grad_x, grad_weights = x.new_empty(x.shape if needs[0] else 0), []
     norm_gradients: list[list[Tensor]] = [[], []]  # of weight and bias
     shape, narrow = norm_weight.shape, weight.to(grad.dtype)
-    wide = torch.promote_types(x.dtype, norm_weight.dtype)
-    for rows in row_blocks(x):
-        normed, mean, deviation = torch.native_layer_norm(x[rows], shape, norm_weight, norm_bias, eps)
+    wide = torch.promote_types(torch.promote_types(x.dtype, norm_weight.dtype), torch.float32)
+    parameters = norm_weight.to(wide), norm_bias.to(wide)
+    for rows in split_rows(x):
+        block = x[rows].to(wide)
+        normed, mean, deviation = torch.native_layer_norm(block, shape, *parameters, eps)
         if any(needs[:3]):
             grad_normed = product(grad[rows], narrow.t()).to(wide)
-            arguments = (x[rows].to(wide), shape, mean, deviation, norm_weight, norm_bias, needs[:3])
+            arguments = (block, shape, mean, deviation, *parameters, needs[:3])
             grad_rows, *sums = torch.ops.aten.native_layer_norm_backward(grad_normed, *arguments)
             if needs[0]:
                 grad_x[rows] = grad_rows

@@ -249,11 +249,11 @@ def _tap_pairs(grid: Stride, kernel: Stride, stride: Stride, *, device: torch.de
 def leaves_gaps(kernel: Stride, stride: Stride) -> bool:
     """Whether windows do not overlap in space and leave rows or columns unread."""
     return all(step >= size for step, size in zip(stride[1:], kernel[1:], strict=True)) and (
-        stride[1:] != kernel[1:]
+        tuple(stride[1:]) != tuple(kernel[1:])
     )
 
 
-def positions_read(length: int, size: int, step: int, *, device: torch.device) -> Tensor:
+def find_read_positions(length: int, size: int, step: int, *, device: torch.device) -> Tensor:
     """Positions of an axis in windows of ``size`` around every ``step``-th position, int64; size <= step.
 
     A convolution with step ``size`` over these positions alone equals one with ``step`` over all.

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.autograd import assert_same_gradients, tensors_saved
 from videomaskfeat.models import create_model
 from videomaskfeat.models.norms import LayerNorm
 
@@ -28,6 +29,24 @@ def test_gradients_over_25000_tokens_are_exact(dtype: torch.dtype) -> None:
     torch.testing.assert_close(
         norm(x), (normalized * norm.weight + norm.bias).to(dtype), atol=1e-4, rtol=1e-2
     )
+
+
+@pytest.mark.parametrize("chosen", range(3))
+def test_bfloat16_stores_its_input_and_has_the_gradients_of_float32(chosen: int) -> None:
+    torch.manual_seed(0)
+    norm = LayerNorm(16, eps=1e-3)
+    for parameter in norm.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(3, 7, 16).bfloat16().requires_grad_()
+    tensors = [x, *norm.parameters()]
+    for number, tensor in enumerate(tensors):
+        tensor.requires_grad_(number == chosen)
+    assert {tensor.data_ptr() for tensor in tensors_saved(lambda: norm(x))} == {
+        tensor.data_ptr() for tensor in tensors
+    }
+    exact = nn.functional.layer_norm(x.float(), (16,), norm.weight, norm.bias, 1e-3)
+    # bfloat16 has three digits.
+    assert_same_gradients(norm(x).float(), exact, [tensors[chosen]], atol=1e-2, rtol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["vit_pico", "hiera_pico"])

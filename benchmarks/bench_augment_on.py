@@ -1,4 +1,4 @@
-"""Crop and augmentation of a sample by a worker, or by the device (``data.augment_on``), without decoding.
+"""Cropping and augmenting a sample in a worker and on the device (``data.augment_on``), without decoding.
 
 The samples are those of pre-training (crop and flip) and of fine-tuning (RandAugment, crop and erasing): 16
 frames of 340x256, cropped to 224x224. A worker's time contains the random draws and the copy into the batch.

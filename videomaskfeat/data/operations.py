@@ -299,7 +299,7 @@ class ColorJitter:
         return frames
 
     def sample(self, rng: np.random.Generator) -> list[Step]:
-        """Draw the changes of a clip, in the order in which they are applied."""
+        """Draw the color operations of a clip, in the order in which they are applied."""
         names = [name for name, change in self.max_changes.items() if change]
         steps = []
         for index in rng.permutation(len(names)):

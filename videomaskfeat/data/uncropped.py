@@ -36,7 +36,7 @@ class Erasure:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipChange:
-    """The random changes of a clip, in the order in which they are applied.
+    """The crop of a clip and its random augmentations, in the order in which they are applied.
 
     Attributes:
         steps: operations on whole frames.
@@ -75,7 +75,7 @@ class DrawnAugmentation(ClipAugmentation, Protocol):
     """An augmentation that another device can apply, too."""
 
     def draw(self, geometry: ClipGeometry, rng: np.random.Generator) -> ClipChange:
-        """The changes of a clip, with the random numbers of ``apply`` except those of noise."""
+        """Draw the augmentations of a clip, with the random numbers of ``apply`` except those of noise."""
         ...
 
 

@@ -163,11 +163,7 @@ class Attention(nn.Module):
         return self.proj(biased_attention(q, k, v, bias).flatten(2))
 
     def weights(
-        self,
-        tokens: Tensor,
-        bias: Tensor | None = None,
-        rotary: Tensor | None = None,
-        norm: nn.LayerNorm | None = None,
+        self, tokens: Tensor, bias: Tensor | None, rotary: Tensor | None, norm: nn.LayerNorm
     ) -> Tensor:
         """The softmax of :meth:`forward`, [B, M, N, N]."""
         q, k, _ = self._heads(tokens, rotary, norm)

@@ -121,18 +121,9 @@ def _differentiate_normed(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     *saved, weight = ctx.saved_tensors
     needs = [ctx.needs_input_grad[index] for index in (0, 1, 2, 4)]
     gradients = _normed_linear_backward(grad, *saved, ctx.eps, weight, needs)
-    x, norm_weight, norm_bias, grad_weight = (
-        one if need else None for one, need in zip(gradients, needs, strict=True)
-    )
-    return (
-        x,
-        norm_weight,
-        norm_bias,
-        None,
-        grad_weight,
-        grad.sum(0) if ctx.needs_input_grad[5] else None,
-        None,
-    )
+    *first, grad_weight = (one if need else None for one, need in zip(gradients, needs, strict=True))
+    grad_bias = grad.sum(0) if ctx.needs_input_grad[5] else None
+    return *first, None, grad_weight, grad_bias, None
 
 
 _normed_linear.register_autograd(_differentiate_normed, setup_context=_save_norm)
